@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From images to network input, in one place for training, evaluation and the live node.
+
+Two steps: ``resize`` (NumPy, one frame: to the network's size, depth to metres with holes as 0) and ``encode``
+(torch, a batch, on its device: normalised colour, encoded depth, validity).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from m3l_model.segmenter import MIN_SIZE
+
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
+MAX_DEPTH_MM = 65535
+"""The 16-bit value cameras use for "no reading", as they do 0."""
+
+
+class Inputs(NamedTuple):
+    """Network input of a batch: rgb and depth (B, 3, H, W) float32, depth_valid (B, 1, H, W) bool or None."""
+
+    rgb: Tensor
+    depth: Tensor
+    depth_valid: Tensor | None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to images before the network; kept in the checkpoint.
+
+    Attributes:
+        short_side: images are scaled, keeping their aspect, until their shorter side has this many pixels; None: not.
+        depth_encoding: ``metric``: a fixed range of metres, so that a pixel's value never depends on another's;
+            ``minmax``: the reference's, scaled by each image's own minimum and maximum, holes included.
+        depth_range: nearest and farthest depth of ``metric``, in metres; what lies beyond is clamped.
+        mask_holes: patches without any valid depth get the mask token (only for models trained so).
+
+    Raises:
+        ValueError: a field out of range.
+    """
+
+    short_side: int | None = None
+    depth_encoding: str = "metric"
+    depth_range: tuple[float, float] = (0.0, 10.0)
+    mask_holes: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth_range", tuple(self.depth_range))
+        if self.short_side is not None and self.short_side < MIN_SIZE:
+            raise ValueError(f"short_side is {self.short_side}; at least {MIN_SIZE} pixels are needed")
+        if self.depth_encoding not in ("metric", "minmax"):
+            raise ValueError(f"depth_encoding {self.depth_encoding!r} is unknown; choose metric or minmax")
+        near, far = self.depth_range
+        if not 0 <= near < far:
+            raise ValueError(f"depth_range {self.depth_range} must be two rising distances in metres")
+
+    @classmethod
+    def reference(cls) -> Preprocessing:
+        """The reference implementation's: full resolution, depth scaled per image, holes taken as data."""
+        return cls(depth_encoding="minmax")
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Give the network's input (height, width) for images of that size; never below the network's least."""
+        short = self.short_side or max(min(height, width), MIN_SIZE)
+        scale = short / min(height, width)
+        return max(MIN_SIZE, round(height * scale)), max(MIN_SIZE, round(width * scale))
+
+    def encode(self, rgb_BHW3: Tensor, depth_m_BHW: Tensor) -> Inputs:
+        """Normalise a batch on the device it is on.
+
+        Args:
+            rgb_BHW3: uint8.
+            depth_m_BHW: float32 metres, 0 where there is no reading.
+        """
+        mean = torch.tensor(RGB_MEAN, device=rgb_BHW3.device)
+        std = torch.tensor(RGB_STD, device=rgb_BHW3.device)
+        rgb = ((rgb_BHW3.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        valid = (depth_m_BHW > 0)[:, None]
+        encoded = self._encode_minmax(depth_m_BHW) if self.depth_encoding == "minmax" else self._encode_metric(depth_m_BHW)
+        return Inputs(rgb, encoded[:, None].expand(-1, 3, -1, -1), valid if self.mask_holes else None)
+
+    def _encode_metric(self, depth_m_BHW: Tensor) -> Tensor:
+        """Map the range to -2..2, as wide as normalised colour; holes to 0, its middle."""
+        near, far = self.depth_range
+        scaled = (depth_m_BHW.clamp(near, far) - near) / (far - near) * 4 - 2
+        return torch.where(depth_m_BHW > 0, scaled, 0.0)
+
+    @staticmethod
+    def _encode_minmax(depth_m_BHW: Tensor) -> Tensor:
+        """Map each image's own range to 0..1; a constant image to 0 rather than the reference's NaN."""
+        low = depth_m_BHW.amin((1, 2), keepdim=True)
+        span = depth_m_BHW.amax((1, 2), keepdim=True) - low
+        return torch.where(span > 0, (depth_m_BHW - low) / span, 0.0)
+
+
+def to_metres(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Convert depth to float32 metres with 0 for every hole.
+
+    Args:
+        depth: (H, W) uint16 millimetres (0 and 65535 are holes) or float32 metres (NaN, infinity, 0, negative values,
+            and 65.535 and more are holes).
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    if depth.ndim != 2 or depth.dtype not in (np.uint16, np.float32):
+        raise ValueError(f"depth must be HxW uint16 millimetres or float32 metres, got {depth.dtype} {depth.shape}")
+    if depth.dtype == np.uint16:
+        metres = depth.astype(np.float32) / 1000
+        metres[depth == MAX_DEPTH_MM] = 0
+        return metres
+    limit = np.float32(MAX_DEPTH_MM / 1000)
+    with np.errstate(invalid="ignore"):
+        return np.where((depth > 0) & (depth < limit), depth, np.float32(0))
+
+
+def resize_rgb(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Scale (H, W, 3) uint8 to (*size, 3): by area when it shrinks, else bilinear."""
+    if rgb.shape[:2] == size:
+        return rgb
+    shrinks = size[0] < rgb.shape[0]
+    return np.asarray(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
+
+
+def resize_nearest(image: npt.NDArray[np.generic], size: tuple[int, int]) -> npt.NDArray[np.generic]:
+    """Scale (H, W) depth or labels to ``size`` without mixing neighbours."""
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+

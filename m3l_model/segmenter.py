@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Linear Fusion network: encoder, decoder and the mean of the two branches, whole or with a modality missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from m3l_model.decoder import SegFormerHead
+from m3l_model.mit import BACKBONES, MODALITIES, MixTransformer
+
+if TYPE_CHECKING:
+    from m3l_model.checkpoint import Metadata
+
+MIN_SIZE = 32
+"""Least height and width of an input image, in pixels."""
+
+
+class SegmenterOutput(NamedTuple):
+    """Logits of the RGB branch, the depth branch and both, each (B, C, H, W)."""
+
+    rgb: Tensor
+    depth: Tensor
+    fused: Tensor
+
+
+class LinearFusionSegmenter(nn.Module):
+    """RGB-D segmentation that goes on when one modality is missing (M3L, arXiv 2304.10756, sections 3.1 and 3.2).
+
+    Args:
+        backbone: one of ``mit_b0`` to ``mit_b5``.
+        num_classes: C of the logits.
+        fusion_ratio: r of Linear Fusion, in 0..1.
+
+    Attributes:
+        metadata: what the checkpoint says of classes, colours and preprocessing; None for a model built by hand.
+
+    Raises:
+        ValueError: unknown backbone, fewer than two classes, or a ratio outside 0..1.
+    """
+
+    def __init__(self, backbone: str = "mit_b0", num_classes: int = 13, fusion_ratio: float = 0.8) -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone {backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
+        if not 0 <= fusion_ratio <= 1:
+            raise ValueError(f"fusion_ratio is {fusion_ratio}; it must lie in 0..1")
+        config = BACKBONES[backbone]
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.fusion_ratio = fusion_ratio
+        self.encoder = MixTransformer(config, fusion_ratio)
+        self.decoder = SegFormerHead(config.dims, num_classes)
+        self.alpha = nn.Parameter(torch.ones(len(MODALITIES)))
+        self.metadata: Metadata | None = None
+
+    def forward(
+        self, rgb: Tensor, depth: Tensor, missing: Tensor | None = None, depth_valid: Tensor | None = None
+    ) -> SegmenterOutput:
+        """Segment a batch.
+
+        Args:
+            rgb: (B, 3, H, W) float, normalised; H and W at least 32.
+            depth: (B, 3, H, W) float, normalised; three channels.
+            missing: (B, 2) bool, [rgb, depth], True where that modality is missing for that sample; what the missing
+                input holds then has no influence. None: nothing is missing.
+            depth_valid: (B, 1, H, W) bool, False in depth holes: a patch without any valid depth gets the mask token.
+                For models trained with it.
+
+        Returns:
+            Logits of both branches and their fused mean, each (B, C, H, W).
+
+        Raises:
+            ValueError: shapes or types that do not fit, or, where ``missing`` is on the CPU, a sample with both
+                modalities missing.
+        """
+        logits = self.quarter_logits(rgb, depth, missing, depth_valid)
+        return SegmenterOutput(*(upsample(x, rgb.shape[-2:]) for x in logits))
+
+    def quarter_logits(
+        self, rgb: Tensor, depth: Tensor, missing: Tensor | None = None, depth_valid: Tensor | None = None
+    ) -> SegmenterOutput:
+        """Do as ``forward`` does, but leave the logits at a quarter of the input size, (B, C, ceil(H/4), ceil(W/4))."""
+        _check_inputs(rgb, depth, missing, depth_valid)
+        masked = _masked_tokens(rgb, missing, depth_valid)
+        maps = self.encoder(torch.stack((rgb, depth)), masked)
+        branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
+        rgb_logits, depth_logits = branch_logits.chunk(len(MODALITIES))
+        weight = self.alpha.softmax(0)
+        return SegmenterOutput(rgb_logits, depth_logits, weight[0] * rgb_logits + weight[1] * depth_logits)
+
+
+def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize logits (B, C, h, w) to (B, C, *size), bilinear with aligned corners, as the method does."""
+    return functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def _check_inputs(rgb: Tensor, depth: Tensor, missing: Tensor | None, depth_valid: Tensor | None) -> None:
+    batch, _, height, width = rgb.shape if rgb.ndim == 4 else (0, 0, 0, 0)
+    if rgb.ndim != 4 or rgb.shape[1] != 3 or depth.shape != rgb.shape:
+        raise ValueError(
+            f"rgb and depth must both be (B, 3, H, W), got {tuple(rgb.shape)} and {tuple(depth.shape)}"
+        )
+    if height < MIN_SIZE or width < MIN_SIZE:
+        raise ValueError(f"input is {height}x{width}; height and width must be at least {MIN_SIZE}")
+    if depth_valid is not None and (depth_valid.dtype != torch.bool or depth_valid.shape != (batch, 1, height, width)):
+        raise ValueError(
+            f"depth_valid must be bool ({batch}, 1, {height}, {width}), got {depth_valid.dtype} {tuple(depth_valid.shape)}"
+        )
+    if missing is None:
+        return
+    if missing.dtype != torch.bool or missing.shape != (batch, 2):
+        raise ValueError(f"missing must be bool ({batch}, 2), got {missing.dtype} {tuple(missing.shape)}")
+    readable = missing.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    if readable and bool(missing.all(dim=1).any()):
+        raise ValueError("missing marks both modalities of a sample; at least one must be present")
+
+
+def _masked_tokens(rgb: Tensor, missing: Tensor | None, depth_valid: Tensor | None) -> Tensor:
+    """Say which stage-1 tokens the mask token replaces: (2, B, N or 1, 1) bool."""
+    if missing is None:
+        missing = torch.zeros(rgb.shape[0], len(MODALITIES), dtype=torch.bool, device=rgb.device)
+    masked = missing.to(rgb.device).T[:, :, None, None]
+    if depth_valid is None:
+        return masked
+    seen = functional.max_pool2d(depth_valid.to(rgb.dtype), kernel_size=7, stride=4, padding=3)
+    holes = (seen == 0).flatten(2).transpose(1, 2)
+    return masked | torch.stack((torch.zeros_like(holes), holes))
