@@ -171,10 +171,16 @@ def _load_own(path: Path) -> LinearFusionSegmenter:
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a safetensors file, but not one of m3l; train one with `m3l train`")
     if header.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {header.get('format_version')}, this m3l reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{path}: format version {header.get('format_version')}, this m3l reads {FORMAT_VERSION}"
+        )
     try:
-        model = LinearFusionSegmenter(header["backbone"], int(header["num_classes"]), float(header["fusion_ratio"]))
-        metadata = Metadata(LabelSet.from_json(header["labels"]), Preprocessing(**json.loads(header["preprocessing"])))
+        model = LinearFusionSegmenter(
+            header["backbone"], int(header["num_classes"]), float(header["fusion_ratio"])
+        )
+        metadata = Metadata(
+            LabelSet.from_json(header["labels"]), Preprocessing(**json.loads(header["preprocessing"]))
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged metadata ({error}); train or export it again") from error
     _load_weights(model, tensors, path)
@@ -186,7 +192,9 @@ def _load_reference(path: Path) -> LinearFusionSegmenter:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        reason = next(
+            (line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""
+        )
         raise CheckpointError(
             f"{path}: refused, the pickle holds more than tensors and could run code. {reason.strip()}".strip()
         ) from error
@@ -202,7 +210,9 @@ def _load_reference(path: Path) -> LinearFusionSegmenter:
     except KeyError as error:
         raise CheckpointError(f"{path}: {error.args[0]} is missing") from error
     if "encoder.mask_token" not in renamed:
-        _logger.warning("%s: trained without a mask token; zeros stand in for it where a modality is missing", path)
+        _logger.warning(
+            "%s: trained without a mask token; zeros stand in for it where a modality is missing", path
+        )
         renamed["encoder.mask_token"] = torch.zeros_like(model.encoder.mask_token)
     _load_weights(model, renamed, path)
     model.metadata = Metadata(LabelSet.generic(num_classes), Preprocessing.reference())
@@ -229,7 +239,9 @@ def _identify(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, int]:
         num_classes = tensors["decoder.linear_pred.weight"].shape[0]
         dims = tuple(tensors[f"encoder.norm{stage}.ln_0.weight"].shape[0] for stage in range(1, 5))
     except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{path}: not a Linear Fusion network of the reference implementation ({error})") from error
+        raise CheckpointError(
+            f"{path}: not a Linear Fusion network of the reference implementation ({error})"
+        ) from error
     depths = tuple(
         len({match[1] for name in tensors if (match := re.match(rf"encoder\.block{stage}\.(\d+)\.", name))})
         for stage in range(1, 5)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,15 +23,15 @@ class SegFormerHead(nn.Module):
 
     def __init__(self, dims: tuple[int, int, int, int], num_classes: int, width: int = 256) -> None:
         super().__init__()
-        self.linears = nn.ModuleList(nn.Linear(dim, width) for dim in dims)
+        linears = [nn.Linear(dim, width) for dim in dims]
+        self.linears = nn.ModuleList(linears)
         self.fuse = nn.Conv2d(4 * width, width, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(width, num_classes, 1)
         nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
-        for linear in self.linears:
+        for linear in linears:
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
@@ -43,6 +42,7 @@ class SegFormerHead(nn.Module):
         bias = self.fuse.weight.new_zeros(self.fuse.out_channels)
         slices = reversed(self.fuse.weight.flatten(1).chunk(4, dim=1))
         for x_BHWC, linear, fuse in zip(maps, self.linears, slices, strict=True):
+            assert isinstance(linear, nn.Linear)
             projected = functional.linear(x_BHWC, fuse @ linear.weight).permute(0, 3, 1, 2)
             bias = bias + fuse @ linear.bias
             if projected.shape[-2:] != size:

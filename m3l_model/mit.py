@@ -51,7 +51,8 @@ class MixTransformer(nn.Module):
 
     def __init__(self, config: MitConfig, fusion_ratio: float) -> None:
         super().__init__()
-        drop_paths = torch.linspace(0, config.drop_path, sum(config.depths)).split(config.depths)
+        blocks = sum(config.depths)
+        drop_paths = [config.drop_path * index / (blocks - 1) for index in range(blocks)]
         widths = (3, *config.dims)
         self.mask_token = nn.Parameter(torch.empty(config.dims[0]))
         self.stages = nn.ModuleList(
@@ -61,7 +62,7 @@ class MixTransformer(nn.Module):
                 heads=config.heads[i],
                 reduction=config.reductions[i],
                 mlp_ratio=config.mlp_ratio,
-                drop_paths=drop_paths[i].tolist(),
+                drop_paths=drop_paths[sum(config.depths[:i]) : sum(config.depths[: i + 1])],
                 fusion_ratio=fusion_ratio,
                 patch=(7, 4) if i == 0 else (3, 2),
             )
@@ -81,16 +82,10 @@ class MixTransformer(nn.Module):
         Returns:
             Four maps (2, B, h, w, C), at 1/4, 1/8, 1/16 and 1/32 of the input size, rounded up.
         """
-        maps: list[Tensor] = []
-        x_MBHWC = images_MBCHW.permute(0, 1, 3, 4, 2)
-        for stage in self.stages:
-            tokens_MBNC, height, width = stage.patch_embed(x_MBHWC)
-            if not maps:
-                tokens_MBNC = torch.where(masked_MBN1, self.mask_token.to(tokens_MBNC.dtype), tokens_MBNC)
-            for block in stage.blocks:
-                tokens_MBNC = block(tokens_MBNC, height, width)
-            x_MBHWC = stage.norm(tokens_MBNC).unflatten(2, (height, width))
-            maps.append(x_MBHWC)
+        first, *others = self.stages
+        maps: list[Tensor] = [first(images_MBCHW.permute(0, 1, 3, 4, 2), masked_MBN1, self.mask_token)]
+        for stage in others:
+            maps.append(stage(maps[-1]))
         return maps
 
 
@@ -114,6 +109,17 @@ class Stage(nn.Module):
             Block(dim, heads, reduction, mlp_ratio, drop_path, fusion_ratio) for drop_path in drop_paths
         )
         self.norm = ModalityLayerNorm(dim)
+
+    def forward(
+        self, x_MBHWC: Tensor, masked_MBN1: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Map (2, B, H, W, C) to (2, B, h, w, C'); where ``masked_MBN1``, ``mask_token`` replaces what was embedded."""
+        tokens_MBNC, height, width = self.patch_embed(x_MBHWC)
+        if masked_MBN1 is not None and mask_token is not None:
+            tokens_MBNC = torch.where(masked_MBN1, mask_token.to(tokens_MBNC.dtype), tokens_MBNC)
+        for block in self.blocks:
+            tokens_MBNC = block(tokens_MBNC, height, width)
+        return self.norm(tokens_MBNC).unflatten(2, (height, width))
 
 
 class ModalityLayerNorm(nn.Module):

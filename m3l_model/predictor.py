@@ -49,7 +49,7 @@ class Predictor:
     def __init__(self, model: LinearFusionSegmenter, device: str = "auto", precision: str = "auto") -> None:
         if model.metadata is None:
             raise ValueError("the model has no metadata; set model.metadata or load it with load_checkpoint")
-        self.device = _choose_device(device)
+        self.device = choose_device(device)
         self.precision = _choose_precision(precision, self.device)
         self.labels: LabelSet = model.metadata.labels
         self.preprocessing: Preprocessing = model.metadata.preprocessing
@@ -111,19 +111,12 @@ class Predictor:
         return Prediction(labels.to(torch.uint8).cpu().numpy(), confidence, used)
 
 
-def _image_shape(
-    rgb: npt.NDArray[np.uint8] | None, depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32] | None
-) -> tuple[int, int]:
-    if rgb is not None:
-        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
-            raise ValueError(f"rgb must be HxWx3 uint8, got {rgb.dtype} {rgb.shape}")
-        return rgb.shape[0], rgb.shape[1]
-    if depth is None:
-        raise ValueError("rgb and depth are both None; there is nothing to segment")
-    return depth.shape[0], depth.shape[1]
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
 
-
-def _choose_device(name: str) -> torch.device:
+    Raises:
+        M3LError: it is unknown or absent.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -138,6 +131,18 @@ def _choose_device(name: str) -> torch.device:
             "choose auto or cpu, or install a CUDA build of torch"
         )
     return device
+
+
+def _image_shape(
+    rgb: npt.NDArray[np.uint8] | None, depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32] | None
+) -> tuple[int, int]:
+    if rgb is not None:
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+            raise ValueError(f"rgb must be HxWx3 uint8, got {rgb.dtype} {rgb.shape}")
+        return rgb.shape[0], rgb.shape[1]
+    if depth is None:
+        raise ValueError("rgb and depth are both None; there is nothing to segment")
+    return depth.shape[0], depth.shape[1]
 
 
 def _choose_precision(name: str, device: torch.device) -> torch.dtype:

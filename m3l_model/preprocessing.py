@@ -8,7 +8,7 @@ Two steps: ``resize`` (NumPy, one frame: to the network's size, depth to metres 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +20,8 @@ from m3l_model.segmenter import MIN_SIZE
 
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
+Pixel = TypeVar("Pixel", np.uint8, np.uint16, np.float32)
+
 MAX_DEPTH_MM = 65535
 """The 16-bit value cameras use for "no reading", as they do 0."""
 
@@ -77,14 +79,18 @@ class Preprocessing:
         """Normalise a batch on the device it is on.
 
         Args:
-            rgb_BHW3: uint8.
+            rgb_BHW3: uint8 or float in 0..255.
             depth_m_BHW: float32 metres, 0 where there is no reading.
         """
         mean = torch.tensor(RGB_MEAN, device=rgb_BHW3.device)
         std = torch.tensor(RGB_STD, device=rgb_BHW3.device)
         rgb = ((rgb_BHW3.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         valid = (depth_m_BHW > 0)[:, None]
-        encoded = self._encode_minmax(depth_m_BHW) if self.depth_encoding == "minmax" else self._encode_metric(depth_m_BHW)
+        encoded = (
+            self._encode_minmax(depth_m_BHW)
+            if self.depth_encoding == "minmax"
+            else self._encode_metric(depth_m_BHW)
+        )
         return Inputs(rgb, encoded[:, None].expand(-1, 3, -1, -1), valid if self.mask_holes else None)
 
     def _encode_metric(self, depth_m_BHW: Tensor) -> Tensor:
@@ -112,14 +118,17 @@ def to_metres(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> npt.ND
         ValueError: another type or shape.
     """
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.float32):
-        raise ValueError(f"depth must be HxW uint16 millimetres or float32 metres, got {depth.dtype} {depth.shape}")
+        raise ValueError(
+            f"depth must be HxW uint16 millimetres or float32 metres, got {depth.dtype} {depth.shape}"
+        )
     if depth.dtype == np.uint16:
-        metres = depth.astype(np.float32) / 1000
-        metres[depth == MAX_DEPTH_MM] = 0
-        return metres
-    limit = np.float32(MAX_DEPTH_MM / 1000)
-    with np.errstate(invalid="ignore"):
-        return np.where((depth > 0) & (depth < limit), depth, np.float32(0))
+        valid, scale = depth != MAX_DEPTH_MM, 1e-3
+    else:
+        with np.errstate(invalid="ignore"):
+            valid, scale = (depth > 0) & (depth < np.float32(MAX_DEPTH_MM / 1000)), 1.0
+    metres: npt.NDArray[np.float32] = np.zeros(depth.shape, np.float32)
+    np.multiply(depth, np.float32(scale), out=metres, where=valid)
+    return metres
 
 
 def resize_rgb(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -127,12 +136,13 @@ def resize_rgb(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray
     if rgb.shape[:2] == size:
         return rgb
     shrinks = size[0] < rgb.shape[0]
-    return np.asarray(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(
+        cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8
+    )
 
 
-def resize_nearest(image: npt.NDArray[np.generic], size: tuple[int, int]) -> npt.NDArray[np.generic]:
+def resize_nearest(image: npt.NDArray[Pixel], size: tuple[int, int]) -> npt.NDArray[Pixel]:
     """Scale (H, W) depth or labels to ``size`` without mixing neighbours."""
     if image.shape[:2] == size:
         return image
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), image.dtype)

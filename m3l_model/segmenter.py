@@ -108,15 +108,20 @@ def _check_inputs(rgb: Tensor, depth: Tensor, missing: Tensor | None, depth_vali
         )
     if height < MIN_SIZE or width < MIN_SIZE:
         raise ValueError(f"input is {height}x{width}; height and width must be at least {MIN_SIZE}")
-    if depth_valid is not None and (depth_valid.dtype != torch.bool or depth_valid.shape != (batch, 1, height, width)):
+    if depth_valid is not None and (
+        depth_valid.dtype != torch.bool or depth_valid.shape != (batch, 1, height, width)
+    ):
         raise ValueError(
-            f"depth_valid must be bool ({batch}, 1, {height}, {width}), got {depth_valid.dtype} {tuple(depth_valid.shape)}"
+            f"depth_valid must be bool ({batch}, 1, {height}, {width}), "
+            f"got {depth_valid.dtype} {tuple(depth_valid.shape)}"
         )
     if missing is None:
         return
     if missing.dtype != torch.bool or missing.shape != (batch, 2):
         raise ValueError(f"missing must be bool ({batch}, 2), got {missing.dtype} {tuple(missing.shape)}")
-    readable = missing.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    readable = (
+        missing.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    )
     if readable and bool(missing.all(dim=1).any()):
         raise ValueError("missing marks both modalities of a sample; at least one must be present")
 

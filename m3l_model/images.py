@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From image messages to arrays, for anything with the fields of sensor_msgs/Image or sensor_msgs/CompressedImage.
+
+The pixel formats are converted by rosbags-image and OpenCV; here is what they leave out: row padding, checks of sizes,
+compressed depth, and which encodings are colour, depth or labels.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from rosbags.image import ImageError, image_to_cvimage
+from rosbags.image.image import to_cvtype
+
+from m3l_model.errors import M3LError
+
+DEPTH_ENCODINGS = frozenset({"16UC1", "mono16", "32FC1"})
+"""Encodings of depth: millimetres in 16 bits, metres in floats."""
+
+LABEL_ENCODINGS = frozenset({"mono8", "8UC1"})
+"""Encodings that may hold class ids."""
+
+_COLOR_PREFIXES = ("rgb", "bgr", "mono8", "bayer_", "yuv", "uyvy", "yuyv", "nv12", "nv21")
+_CHROMA_BELOW = frozenset({"nv12", "nv21"})
+"""Encodings whose colour lies in height / 2 more rows, below the brightness."""
+
+_Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_COMPRESSED_DEPTH_HEADER = struct.Struct("<iff")
+"""What compressed_depth_image_transport puts before the PNG: format, and two parameters that quantize 32FC1."""
+
+
+class ImageFormatError(M3LError):
+    """An image message that is damaged or of an encoding unfit for its use."""
+
+
+class RawImage(Protocol):
+    """The fields of sensor_msgs/Image that matter here; ``data`` is bytes, array.array or ndarray."""
+
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: object
+
+
+@runtime_checkable
+class CompressedImage(Protocol):
+    """The fields of sensor_msgs/CompressedImage that matter here."""
+
+    format: str
+    data: object
+
+
+ImageMessage = RawImage | CompressedImage
+
+
+def is_color(msg: ImageMessage) -> bool:
+    """Whether the encoding is one of colour (or grey), as far as the message says."""
+    if isinstance(msg, CompressedImage):
+        return not is_depth(msg)
+    return msg.encoding.startswith(_COLOR_PREFIXES)
+
+
+def is_depth(msg: ImageMessage) -> bool:
+    """Whether the encoding is one of depth, as far as the message says."""
+    if isinstance(msg, CompressedImage):
+        return "compressedDepth" in msg.format or _compressed_encoding(msg) in DEPTH_ENCODINGS
+    return msg.encoding in DEPTH_ENCODINGS
+
+
+def encoding_of(msg: ImageMessage) -> str:
+    """The encoding (of a compressed image: the format), for people."""
+    return msg.format if isinstance(msg, CompressedImage) else msg.encoding
+
+
+def to_rgb(msg: ImageMessage) -> npt.NDArray[np.uint8]:
+    """Colour image as (H, W, 3) uint8 RGB; grey is repeated. It may share memory with the message.
+
+    Raises:
+        ImageFormatError: the encoding is not of colour or not supported, or the sizes contradict one another.
+    """
+    if isinstance(msg, CompressedImage):
+        _require(is_color(msg), f"format {msg.format!r} is depth, not colour")
+        image = _decompress(msg, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        _require(
+            image.dtype == np.uint8, f"format {msg.format!r} holds {image.dtype} pixels: depth, not colour"
+        )
+        return cast("npt.NDArray[np.uint8]", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    _require(not is_depth(msg), f"encoding {msg.encoding!r} is depth, not colour")
+    _require(
+        is_color(msg),
+        f"encoding {msg.encoding!r} is not supported as colour (8UC3 and its like do not say the order of colours)",
+    )
+    return cast("npt.NDArray[np.uint8]", _convert(msg, "rgb8"))
+
+
+def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:
+    """Depth image as (H, W) uint16 millimetres or float32 metres. It may share memory with the message.
+
+    Raises:
+        ImageFormatError: the encoding is not of depth or not supported, or the sizes contradict one another.
+    """
+    if isinstance(msg, CompressedImage):
+        return _decompress_depth(msg)
+    _require(
+        is_depth(msg),
+        f"encoding {msg.encoding!r} is {'colour' if is_color(msg) else 'not supported'}, not depth; "
+        "depth is 16UC1 or mono16 (mm) or 32FC1 (m)",
+    )
+    return cast("npt.NDArray[np.uint16] | npt.NDArray[np.float32]", _convert(msg, None))
+
+
+def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
+    """Label image as (H, W) uint8 ids, unchanged. It may share memory with the message.
+
+    Raises:
+        ImageFormatError: not one channel of 8 bits, compressed with loss, or the sizes contradict one another.
+    """
+    if isinstance(msg, CompressedImage):
+        _require(
+            _bytes(msg).tobytes().startswith(_PNG),
+            f"format {msg.format!r} cannot carry labels: ids survive only PNG",
+        )
+        labels = _decompress(msg, cv2.IMREAD_UNCHANGED)
+        _require(
+            labels.ndim == 2 and labels.dtype == np.uint8,
+            f"labels must have one channel of 8 bits, not {labels.dtype} of shape {labels.shape}",
+        )
+        return cast("npt.NDArray[np.uint8]", labels)
+    _require(msg.encoding in LABEL_ENCODINGS, f"encoding {msg.encoding!r} cannot carry labels; use mono8")
+    return cast("npt.NDArray[np.uint8]", _convert(msg, None))
+
+
+class _PackedImage(NamedTuple):
+    """A raw image without row padding, as rosbags-image expects it."""
+
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: bool
+    data: npt.NDArray[np.uint8]
+
+
+def _convert(msg: RawImage, color_space: str | None) -> Any:
+    try:
+        return image_to_cvimage(cast("Any", _pack(msg)), color_space)
+    except (ImageError, cv2.error) as error:
+        raise ImageFormatError(f"encoding {msg.encoding!r} is not supported: {_line(error)}") from error
+
+
+def _pack(msg: RawImage) -> _PackedImage:
+    """Check the sizes and drop the padding at the end of each row."""
+    _, _, dtype, channels = to_cvtype(msg.encoding)
+    size = f"{msg.width}x{msg.height} {msg.encoding}"
+    _require(msg.height > 0 and msg.width > 0, f"{size}: the image is empty")
+    rows = msg.height * 3 // 2 if msg.encoding in _CHROMA_BELOW else msg.height
+    row_bytes = msg.width * channels * np.dtype(dtype).itemsize
+    data = _bytes(msg)
+    _require(msg.step >= row_bytes, f"{size}: step is {msg.step}, but a row takes {row_bytes} bytes")
+    _require(
+        data.size == rows * msg.step,
+        f"{size}: {data.size} bytes of data, but {rows} rows of {msg.step} are due",
+    )
+    if msg.step > row_bytes:
+        data = data.reshape(rows, msg.step)[:, :row_bytes].ravel()
+    return _PackedImage(rows, msg.width, msg.encoding, bool(msg.is_bigendian), data)
+
+
+def _decompress_depth(msg: CompressedImage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:
+    _require(
+        "rvl" not in msg.format.lower(), f"format {msg.format!r}: RVL is not supported, record it as png"
+    )
+    data = _bytes(msg).tobytes()
+    header = b"" if data.startswith(_PNG) else data[: _COMPRESSED_DEPTH_HEADER.size]
+    levels = _decompress(msg, cv2.IMREAD_UNCHANGED, skip=len(header))
+    _require(
+        levels.ndim == 2 and levels.dtype == np.uint16,
+        f"format {msg.format!r} holds {levels.dtype} pixels of shape {levels.shape}: colour, not depth, "
+        "which has one channel of 16 bits",
+    )
+    if _compressed_encoding(msg) != "32FC1":
+        return cast("npt.NDArray[np.uint16]", levels)
+    _require(header != b"", f"format {msg.format!r}: the header that says how depth was quantized is missing")
+    _, scale, offset = _COMPRESSED_DEPTH_HEADER.unpack(header)
+    metres = np.full(levels.shape, np.nan, np.float32)
+    np.divide(np.float32(scale), levels - np.float32(offset), out=metres, where=levels != 0)
+    return metres
+
+
+def _decompress(msg: CompressedImage, flags: int, skip: int = 0) -> _Pixels:
+    data = _bytes(msg)[skip:]
+    try:
+        image = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+    except cv2.error as error:
+        raise ImageFormatError(f"format {msg.format!r}: cannot be decompressed: {_line(error)}") from error
+    if image is None:
+        raise ImageFormatError(f"format {msg.format!r}: its {data.size} bytes are no image that can be read")
+    return cast("_Pixels", image)
+
+
+def _compressed_encoding(msg: CompressedImage) -> str:
+    """The encoding before compression; image_transport writes it in front, as in ``16UC1; compressedDepth png``."""
+    return msg.format.split(";")[0].strip()
+
+
+def _bytes(msg: ImageMessage) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(cast("bytes", msg.data), np.uint8)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ImageFormatError(message)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

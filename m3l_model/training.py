@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train Linear Fusion from few labelled and many unlabelled frames: M3L (arXiv 2304.10756, section 3.2).
+
+One loop; a recipe says whether the student loses modalities and whether a mean teacher labels what has no labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from m3l_model import augment
+from m3l_model.augment import Batch
+from m3l_model.bags import Topics
+from m3l_model.checkpoint import Metadata, save_checkpoint
+from m3l_model.data import FrameStore, load_frames, shuffled_batches
+from m3l_model.errors import M3LError
+from m3l_model.labels import IGNORE_ID, LabelSet
+from m3l_model.losses import pseudo_loss, supervised_loss
+from m3l_model.mit import ModalityLayerNorm
+from m3l_model.predictor import choose_device
+from m3l_model.preprocessing import Inputs, Preprocessing
+from m3l_model.resources import share_path
+from m3l_model.segmenter import LinearFusionSegmenter, SegmenterOutput
+
+OHEM_SHARE = 0.08
+"""Share of a labelled batch's pixels that OHEM keeps at least."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A recipe, as written in config/train/NAME.yaml.
+
+    Attributes:
+        modality_dropout: in the student's batch each sample but the first copy of the labelled ones loses RGB, depth or
+            nothing, a third each.
+        mean_teacher: an exponential moving average of the student labels the whole frames for the student that sees
+            less; the teacher is the model that is kept.
+        backbone: ``mit_b0`` to ``mit_b5``.
+        fusion_ratio: r of Linear Fusion.
+        short_side: shorter side of the network's input, in pixels.
+        depth_range: metres mapped to the input's range.
+        mask_holes: patches without valid depth get the mask token.
+        steps: optimiser steps.
+        labelled_batch: labelled frames a step.
+        unlabelled_batch: unlabelled frames a step (with a mean teacher).
+        learning_rate: peak, reached after ``warmup_steps``, then decayed polynomially (power 0.9).
+        weight_decay: of AdamW; norms and biases have none.
+        warmup_steps: linear rise of the learning rate.
+        pseudo_weight: final weight of the pseudo-label loss.
+        pseudo_start: step at which that loss begins to rise from zero.
+        pseudo_ramp: steps it takes to rise.
+        pseudo_threshold: teacher probability below which a pixel gets no pseudo label.
+        ema_decay: of the teacher; the running mean starts short and never exceeds it.
+        max_zoom: random windows are up to this much magnified.
+    """
+
+    modality_dropout: bool
+    mean_teacher: bool
+    backbone: str = "mit_b0"
+    fusion_ratio: float = 0.8
+    short_side: int = 96
+    depth_range: tuple[float, float] = (0.0, 10.0)
+    mask_holes: bool = True
+    steps: int = 1000
+    labelled_batch: int = 4
+    unlabelled_batch: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 30
+    pseudo_weight: float = 1.0
+    pseudo_start: int = 0
+    pseudo_ramp: int = 1
+    pseudo_threshold: float = 0.0
+    ema_decay: float = 0.99
+    max_zoom: float = 1.5
+
+    def preprocessing(self) -> Preprocessing:
+        """Give what is done to images before this recipe's network."""
+        return Preprocessing(self.short_side, "metric", self.depth_range, self.mask_holes)
+
+
+def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
+    """Read a recipe by name (config/train/NAME.yaml) or path.
+
+    Args:
+        name_or_path: ``m3l``, ``supervised``, or a YAML file.
+        overrides: fields to replace.
+
+    Raises:
+        M3LError: no such recipe, or a field that is unknown or out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".yaml":
+        path = share_path(f"config/train/{name_or_path}.yaml")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise M3LError(f"{path}: cannot read the recipe: {error}") from error
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if not isinstance(fields, dict) or fields.keys() - known:
+        unknown = ", ".join(sorted(fields.keys() - known)) if isinstance(fields, dict) else "no mapping"
+        raise M3LError(f"{path}: unknown recipe fields ({unknown}); known are {', '.join(sorted(known))}")
+    try:
+        config = TrainConfig(**{**fields, **overrides})
+        config.preprocessing()
+    except (TypeError, ValueError) as error:
+        raise M3LError(f"{path}: {error}") from error
+    return config
+
+
+class StepResult(NamedTuple):
+    """Losses of one step; ``loss_pseudo`` is 0 without a teacher, ``pseudo_share`` the share of pixels it labelled."""
+
+    step: int
+    loss_supervised: float
+    loss_pseudo: float
+    pseudo_share: float
+    learning_rate: float
+
+
+class Trainer:
+    """One training run in memory: networks, optimiser and the M3L step.
+
+    Args:
+        config: the recipe.
+        frames: labelled and unlabelled frames.
+        labels: class names and colours, kept in the model's metadata.
+        seed: decides initial weights, batches, augmentation and masks.
+        device: where the networks run.
+
+    Raises:
+        M3LError: no labelled frame, or a mean teacher without unlabelled frames.
+    """
+
+    def __init__(
+        self, config: TrainConfig, frames: FrameStore, labels: LabelSet, seed: int, device: torch.device
+    ) -> None:
+        labelled = frames.labelled.nonzero()[:, 0]
+        unlabelled = (~frames.labelled).nonzero()[:, 0]
+        if not len(labelled):
+            raise M3LError(
+                "no frame has labels; name the label topic with --label-topic or add labels to the bag"
+            )
+        if config.mean_teacher and not len(unlabelled):
+            raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
+        torch.manual_seed(seed)
+        self.config = config
+        self.preprocessing = config.preprocessing()
+        self.student = LinearFusionSegmenter(config.backbone, len(labels.classes), config.fusion_ratio).to(
+            device
+        )
+        self.student.metadata = Metadata(labels, self.preprocessing)
+        self.teacher = (
+            copy.deepcopy(self.student).eval().requires_grad_(False) if config.mean_teacher else None
+        )
+        self._device = device
+        self._frames = frames
+        self._generator = torch.Generator().manual_seed(seed)
+        self._labelled = shuffled_batches(labelled, config.labelled_batch, self._generator)
+        self._unlabelled = shuffled_batches(unlabelled, config.unlabelled_batch, self._generator)
+        self._optimizer = AdamW(_parameter_groups(self.student, config.weight_decay), config.learning_rate)
+        self._schedule = LambdaLR(self._optimizer, lambda step: _learning_rate_factor(step, config))
+
+    @property
+    def model(self) -> LinearFusionSegmenter:
+        """The network to keep: the teacher where there is one."""
+        return self.teacher or self.student
+
+    def run(self) -> Iterator[StepResult]:
+        """Train, yielding after every step."""
+        for step in range(self.config.steps):
+            yield self._step(step)
+
+    def _step(self, step: int) -> StepResult:
+        """Do one step of the paper's figure 3: student on masked, disturbed frames, teacher on whole ones."""
+        config = self.config
+        copies = 2 if config.modality_dropout else 1
+        labelled = self._draw(self._labelled)
+        unlabelled = [self._draw(self._unlabelled)] if self.teacher else []
+        batch = _concatenate([labelled] * copies + unlabelled)
+        missing = batch.missing
+        if config.modality_dropout:
+            missing = draw_missing(missing, config.labelled_batch, self._generator)
+
+        self.student.train()
+        outputs = self._forward(self.student, augment.strong(batch, self._generator), missing)
+        labels = batch.labels[: copies * config.labelled_batch].to(self._device)
+        loss_supervised = supervised_loss(
+            SegmenterOutput(*(x[: len(labels)] for x in outputs)),
+            labels,
+            min_kept=int(OHEM_SHARE * labelled.labels.numel()),
+        )
+        loss_pseudo = torch.zeros((), device=self._device)
+        pseudo_share = 0.0
+        weight = config.pseudo_weight * min(1.0, max(0.0, (step - config.pseudo_start) / config.pseudo_ramp))
+        if self.teacher and weight > 0:
+            pseudo = self._pseudo_labels(_concatenate([labelled, *unlabelled]))
+            of_labelled, of_unlabelled = pseudo.tensor_split([config.labelled_batch])
+            loss_pseudo = pseudo_loss(outputs, torch.cat([of_labelled] * copies + [of_unlabelled]))
+            pseudo_share = float((pseudo != IGNORE_ID).float().mean())
+
+        self._optimizer.zero_grad()
+        (loss_supervised + weight * loss_pseudo).backward()
+        self._optimizer.step()
+        learning_rate = float(self._schedule.get_last_lr()[0])
+        self._schedule.step()
+        if self.teacher:
+            update_teacher(self.teacher, self.student, step, config.ema_decay)
+        return StepResult(step, float(loss_supervised), float(loss_pseudo), pseudo_share, learning_rate)
+
+    def _draw(self, indices: Iterator[Tensor]) -> Batch:
+        return augment.weak(self._frames.batch(next(indices)), self.config.max_zoom, self._generator)
+
+    def _forward(self, model: LinearFusionSegmenter, batch: Batch, missing: Tensor) -> SegmenterOutput:
+        inputs: Inputs = self.preprocessing.encode(batch.rgb.to(self._device), batch.depth_m.to(self._device))
+        outputs: SegmenterOutput = model(
+            inputs.rgb, inputs.depth, missing.to(self._device), inputs.depth_valid
+        )
+        return outputs
+
+    @torch.no_grad()
+    def _pseudo_labels(self, batch: Batch) -> Tensor:
+        """Let the teacher label whole frames: (B, H, W) int64, ``IGNORE_ID`` where it is not sure enough."""
+        assert self.teacher is not None
+        confidence, labels = self._forward(self.teacher, batch, batch.missing).fused.softmax(1).max(1)
+        return torch.where(confidence >= self.config.pseudo_threshold, labels, IGNORE_ID)
+
+
+def draw_missing(recorded: Tensor, whole: int, generator: torch.Generator) -> Tensor:
+    """Draw which modality each sample loses: RGB, depth or nothing, a third each; the first ``whole`` samples nothing.
+
+    Args:
+        recorded: (B, 2) bool, what the recording itself lacks; such a sample loses nothing more.
+        whole: number of samples left as recorded.
+        generator: source of the draws.
+
+    Returns:
+        (B, 2) bool; never both modalities of a sample.
+    """
+    draws = torch.randint(3, (len(recorded),), generator=generator)
+    drawn = torch.stack((draws == 0, draws == 1), dim=1)
+    drawn[:whole] = False
+    return torch.where(recorded.any(1, keepdim=True), recorded, drawn)
+
+
+@torch.no_grad()
+def update_teacher(
+    teacher: LinearFusionSegmenter, student: LinearFusionSegmenter, step: int, decay: float
+) -> None:
+    """Move the teacher's parameters towards the student's by ``1 - min(1 - 1/(step+1), decay)``; buffers likewise."""
+    keep = min(1 - 1 / (step + 1), decay)
+    own, other = teacher.state_dict(), student.state_dict()
+    for name, tensor in own.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(other[name], 1 - keep)
+        else:
+            tensor.copy_(other[name])
+
+
+def train(
+    config: TrainConfig,
+    bags: Mapping[Path, Topics | None],
+    labels: LabelSet,
+    out: Path,
+    seed: int,
+    device: str = "auto",
+) -> Path:
+    """Train from bags, with a progress bar, and keep the result.
+
+    Args:
+        config: the recipe.
+        bags: rosbag2 folders or files, with the topics to read; guessed where None.
+        labels: the label set of the bags' label images.
+        out: folder to create; gets ``checkpoint.safetensors`` and ``run.json`` (recipe, bags, seed, losses).
+        seed: of everything drawn at random.
+        device: as for ``Predictor``.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        M3LError: the folder exists, or a bag, label or device cannot be used.
+    """
+    if out.exists():
+        raise M3LError(f"{out} exists already; choose another --out or remove it")
+    chosen = choose_device(device)
+    frames = load_frames(bags, config.preprocessing(), labels)
+    trainer = Trainer(config, frames, labels, seed, chosen)
+    out.mkdir(parents=True)
+    log: list[StepResult] = []
+    with tqdm(
+        trainer.run(), total=config.steps, desc=f"train {out.name}", unit="step", mininterval=1
+    ) as progress:
+        for result in progress:
+            log.append(result)
+            progress.set_postfix(
+                supervised=f"{result.loss_supervised:.3f}", pseudo=f"{result.loss_pseudo:.3f}", refresh=False
+            )
+    checkpoint = out / "checkpoint.safetensors"
+    save_checkpoint(checkpoint, trainer.model)
+    facts = {
+        "bags": [str(bag) for bag in bags],
+        "labels": labels.name,
+        "seed": seed,
+        "device": str(chosen),
+        "torch": torch.__version__,
+        "labelled_frames": int(frames.labelled.sum()),
+        "unlabelled_frames": int((~frames.labelled).sum()),
+        "config": dataclasses.asdict(config),
+        "log": [result._asdict() for result in log],
+    }
+    (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return checkpoint
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
+
+
+def _parameter_groups(model: LinearFusionSegmenter, weight_decay: float) -> list[dict[str, Any]]:
+    norms = {id(p) for m in model.modules() if isinstance(m, ModalityLayerNorm) for p in m.parameters()}
+    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in norms]
+    others = [p for p in model.parameters() if p.ndim <= 1 or id(p) in norms]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _learning_rate_factor(step: int, config: TrainConfig) -> float:
+    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * (1 - step / config.steps) ** 0.9

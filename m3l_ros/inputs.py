@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's subscriptions: colour, depth and their camera_info, paired into frames."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
+from m3l_ros.parameters import NodeParameters
+from m3l_ros.providers import SimpleFilter, Subscriber
+from m3l_ros.qos import CAMERA_INFO_QOS, input_qos
+from m3l_ros.registration import registration_problem
+from m3l_ros.synchronizer import RgbdTimeSynchronizer
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+_WATCH_PERIOD = 1.0
+
+
+class InputStatus(NamedTuple):
+    """A snapshot of the inputs for diagnostics."""
+
+    rgb: StreamStatus
+    depth: StreamStatus
+    registration_problem: str | None
+
+
+class StreamStatus(NamedTuple):
+    """A snapshot of one image subscription."""
+
+    topic: str
+    publishers: int
+    reliable: bool
+
+
+class Inputs:
+    """Subscribes, pairs and hands over frames until it is closed.
+
+    Args:
+        node: gets the subscriptions.
+        core: does the pairing.
+        parameters: say which transports and QoS.
+        on_frame: called with each frame and the latest camera_info of colour (None where none has come).
+        callback_group: of everything here; mutually exclusive.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        core: RgbdSynchronizer,
+        parameters: NodeParameters,
+        on_frame: Callable[[Frame, CameraInfo | None], None],
+        callback_group: CallbackGroup,
+    ) -> None:
+        self._node = node
+        self._on_frame = on_frame
+        self._rgb_info: CameraInfo | None = None
+        self._depth_info: CameraInfo | None = None
+        self._rgb_frame_id: str | None = None
+        self._depth_frame_id: str | None = None
+        self._problem: str | None = None
+
+        self._infos = [
+            node.create_subscription(
+                CameraInfo, topic, callback, CAMERA_INFO_QOS, callback_group=callback_group
+            )
+            for topic, callback in (
+                ("rgb/camera_info", self._on_rgb_info),
+                ("depth/camera_info", self._on_depth_info),
+            )
+        ]
+        self._rgb, self._depth = (
+            QosFollowingSubscriber(node, topic, transport, parameters, callback_group)
+            for topic, transport in (
+                ("rgb/image", parameters.rgb_transport),
+                ("depth/image", parameters.depth_transport),
+            )
+        )
+        self._rgb.registerCallback(self._on_rgb)
+        self._depth.registerCallback(self._on_depth)
+        self._synchronizer = RgbdTimeSynchronizer(node, core, self._rgb, self._depth, callback_group)
+        self._synchronizer.registerCallback(self._on_synchronized)
+        self._watch_timer = node.create_timer(
+            _WATCH_PERIOD, self._watch, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    def status(self) -> InputStatus:
+        """Of the topics."""
+        return InputStatus(self._rgb.status(), self._depth.status(), self._problem)
+
+    def sync_status(self) -> SyncStatus:
+        """Of the pairing."""
+        return self._synchronizer.status()
+
+    def close(self) -> list[Frame]:
+        """Unsubscribe; returns the frames that waited for their depth."""
+        self._node.destroy_timer(self._watch_timer)
+        for subscription in self._infos:
+            self._node.destroy_subscription(subscription)
+        self._rgb.close()
+        self._depth.close()
+        return self._synchronizer.close()
+
+    def _on_rgb(self, msg: Any) -> None:
+        self._rgb_frame_id = msg.header.frame_id
+
+    def _on_depth(self, msg: Any) -> None:
+        self._depth_frame_id = msg.header.frame_id
+
+    def _on_rgb_info(self, msg: CameraInfo) -> None:
+        self._rgb_info = msg
+
+    def _on_depth_info(self, msg: CameraInfo) -> None:
+        self._depth_info = msg
+
+    def _on_synchronized(self, frame: Frame) -> None:
+        self._on_frame(frame, self._rgb_info)
+
+    def _watch(self) -> None:
+        self._rgb.follow()
+        self._depth.follow()
+        problem = registration_problem(
+            self._rgb_frame_id, self._depth_frame_id, self._rgb_info, self._depth_info
+        )
+        if problem and problem != self._problem:
+            self._node.get_logger().warning(problem)
+        self._problem = problem
+
+
+class QosFollowingSubscriber(SimpleFilter):
+    """A subscription to an image topic whose QoS follows what the topic's publishers offer.
+
+    It requests reliable while it knows of no publisher, so that nothing of a reliable one is missed, and changes to
+    best effort as soon as a publisher offers no more.
+
+    Args:
+        node: gets the subscription.
+        topic: relative name of the raw topic; what it resolves to is the image_transport base name.
+        transport: ``raw``, or what image_transport appends to the base name.
+        parameters: say what QoS to request.
+        callback_group: of the subscription; ``follow`` must be called from it.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        topic: str,
+        transport: str,
+        parameters: NodeParameters,
+        callback_group: CallbackGroup,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        base = node.resolve_topic_name(topic)
+        self.topic = base if transport == "raw" else f"{base}/{transport}"
+        self._msg_type = Image if transport == "raw" else CompressedImage
+        self._policy = parameters.input_qos
+        self._depth = parameters.input_depth
+        self._callback_group = callback_group
+        self._lock = threading.Lock()
+        self._closed = False
+        self._subscriber: Any = None
+        self._reliability = ReliabilityPolicy.RELIABLE
+        self.follow()
+
+    def follow(self) -> None:
+        """Subscribe anew if the publishers that there are now ask for another QoS."""
+        offered = self._offered()
+        with self._lock:
+            if self._closed or (self._subscriber is not None and not offered):
+                return
+            qos = input_qos(self._policy, self._depth, offered)
+            if self._subscriber is not None and qos.reliability == self._reliability:
+                return
+            self._unsubscribe()
+            self._reliability = qos.reliability
+            self._subscriber = Subscriber(
+                self._node,
+                self._msg_type,
+                self.topic,
+                qos_profile=qos,
+                callback_group=self._callback_group,
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
+            )
+            self._subscriber.registerCallback(self.signalMessage)
+
+    def status(self) -> StreamStatus:
+        """The topic, its publishers and the QoS requested of them."""
+        reliable = self._reliability == ReliabilityPolicy.RELIABLE
+        return StreamStatus(self.topic, self._node.count_publishers(self.topic), reliable)
+
+    def close(self) -> None:
+        """Unsubscribe for good."""
+        with self._lock:
+            self._closed = True
+            self._unsubscribe()
+
+    def _offered(self) -> list[ReliabilityPolicy]:
+        return [
+            publisher.qos_profile.reliability
+            for publisher in self._node.get_publishers_info_by_topic(self.topic)
+        ]
+
+    def _unsubscribe(self) -> None:
+        if self._subscriber is not None:
+            self._node.destroy_subscription(self._subscriber.sub)
+            self._subscriber = None
+
+    def _on_incompatible_qos(self, _: Any) -> None:
+        if self._policy == "auto":
+            self.follow()
+        else:
+            self._node.get_logger().warning(
+                f"{self.topic}: a publisher does not offer the QoS that parameter input_qos: {self._policy} requests, "
+                "and nothing of it is received; set input_qos: auto"
+            )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's publishers: masks and what is painted of them, each for those who subscribe."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header, String
+
+from m3l_model.labels import LabelSet
+from m3l_ros.qos import LATCHED_QOS, MASK_QOS
+
+if TYPE_CHECKING:
+    from m3l_model.predictor import Prediction
+
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:
+    LabelInfo = None
+
+MASK = "mask"
+COLOR = "color"
+OVERLAY = "overlay"
+CONFIDENCE = "confidence"
+CAMERA_INFO = "camera_info"
+
+
+class Outputs:
+    """Publishers of one label set; the classes are published at once, and kept for late subscribers.
+
+    Args:
+        node: gets the publishers.
+        labels: names and colours of the classes.
+        opacity: of the classes' colours in the overlay, 0..1.
+    """
+
+    def __init__(self, node: Node, labels: LabelSet, opacity: float) -> None:
+        self._node = node
+        self._labels = labels
+        self._opacity = opacity
+        self._publishers = {
+            name: node.create_publisher(
+                CameraInfo if name == CAMERA_INFO else Image, f"segmentation/{name}", MASK_QOS
+            )
+            for name in (MASK, COLOR, OVERLAY, CONFIDENCE, CAMERA_INFO)
+        }
+        self._latched = [node.create_publisher(String, "segmentation/classes", LATCHED_QOS)]
+        self._latched[0].publish(String(data=labels.to_json()))
+        if LabelInfo is not None:
+            self._latched.append(node.create_publisher(LabelInfo, "segmentation/label_info", LATCHED_QOS))
+            self._latched[1].publish(_label_info(labels, node))
+
+    def wanted(self) -> frozenset[str]:
+        """Which of a frame's topics somebody subscribes to."""
+        return frozenset(
+            name for name, publisher in self._publishers.items() if publisher.get_subscription_count() > 0
+        )
+
+    def publish(
+        self,
+        wanted: frozenset[str],
+        header: Header,
+        prediction: Prediction,
+        rgb: npt.NDArray[np.uint8] | None,
+        camera_info: CameraInfo | None,
+    ) -> None:
+        """Publish one frame.
+
+        Args:
+            wanted: the topics to publish.
+            header: stamp and frame_id of the image that was segmented.
+            prediction: its (H, W) labels, and the confidence where it is wanted.
+            rgb: the (H, W, 3) colour image; None where colour is lost.
+            camera_info: of colour; None where none has come.
+        """
+        if MASK in wanted:
+            self._publishers[MASK].publish(image_message(header, "mono8", prediction.labels))
+        if CAMERA_INFO in wanted and camera_info is not None and rgb is not None:
+            camera_info.header = header
+            self._publishers[CAMERA_INFO].publish(camera_info)
+        if CONFIDENCE in wanted and prediction.confidence is not None:
+            self._publishers[CONFIDENCE].publish(image_message(header, "32FC1", prediction.confidence))
+        if wanted & {COLOR, OVERLAY}:
+            color = self._labels.colorize(prediction.labels)
+            if COLOR in wanted:
+                self._publishers[COLOR].publish(image_message(header, "rgb8", color))
+            if OVERLAY in wanted:
+                below = np.zeros_like(color) if rgb is None else rgb
+                painted = cv2.addWeighted(color, self._opacity, below, 1.0 - self._opacity, 0.0)
+                self._publishers[OVERLAY].publish(image_message(header, "rgb8", painted))
+
+    def close(self) -> None:
+        """Withdraw every topic."""
+        for publisher in (*self._publishers.values(), *self._latched):
+            self._node.destroy_publisher(publisher)
+
+
+def image_message(header: Header, encoding: str, pixels: npt.NDArray[Any]) -> Image:
+    """An (H, W) or (H, W, C) array as sensor_msgs/Image.
+
+    The data are set as an array.array: rclpy takes that as it is, and copies an ndarray element by element.
+    """
+    pixels = np.ascontiguousarray(pixels)
+    data = array("B")
+    data.frombytes(pixels.data)
+    return Image(
+        header=header,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=pixels.strides[0],
+        data=data,
+    )
+
+
+def _label_info(labels: LabelSet, node: Node) -> Any:
+    message = LabelInfo()
+    message.header.stamp = node.get_clock().now().to_msg()
+    message.class_map = [
+        VisionClass(class_id=index, class_name=name) for index, name in enumerate(labels.classes)
+    ]
+    return message

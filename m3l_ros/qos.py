@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quality of service of the node's topics, and how that of the inputs follows from what publishers offer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+MASK_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=5)
+"""Of what the node publishes for every frame."""
+
+LATCHED_QOS = QoSProfile(
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+)
+"""Of what late subscribers need too."""
+
+CAMERA_INFO_QOS = QoSProfile(
+    reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST, depth=1
+)
+"""Matches every publisher; one that is lost comes again with the next image."""
+
+
+def input_qos(policy: str, depth: int, offered: Sequence[ReliabilityPolicy]) -> QoSProfile:
+    """What to request of the publishers of an image topic.
+
+    Args:
+        policy: ``reliable``, ``best_effort``, or ``auto``: reliable where every publisher offers it, and while there is
+            none; else best effort, which all of them match.
+        depth: images kept until they are received.
+        offered: the reliability that each publisher offers.
+    """
+    if policy == "auto":
+        reliable = all(reliability == ReliabilityPolicy.RELIABLE for reliability in offered)
+    else:
+        reliable = policy == "reliable"
+    return QoSProfile(
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+    )

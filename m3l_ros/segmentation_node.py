@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program ``segmentation_node``: runs the node until SIGINT or SIGTERM and leaves within two seconds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from m3l_model.errors import M3LError
+from m3l_ros.availability import require_ros
+from m3l_ros.parameters import parameter_infos
+from m3l_ros.transport import fastdds_environment
+
+if TYPE_CHECKING:
+    from rclpy.executors import Executor
+    from rclpy.node import Node
+
+EXIT_ERROR = 2
+
+_LAST_RESORT = 1.5
+_EXECUTOR_THREADS = 4
+
+_TOPICS = """\
+topics, relative; remap them with --ros-args -r rgb/image:=/camera/color/image_raw
+  in   rgb/image, depth/image            sensor_msgs/Image (CompressedImage with rgb_transport, depth_transport)
+       rgb/camera_info, depth/camera_info  optional
+  out  segmentation/mask                 mono8 class ids
+       segmentation/color, segmentation/overlay  rgb8
+       segmentation/confidence           32FC1, 0..1
+       segmentation/camera_info          of colour, with the mask's stamp
+       segmentation/classes              names and colours as JSON, latched
+       /diagnostics
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node with these arguments (the process's own by default); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        require_ros()
+        from rclpy.utilities import remove_ros_args
+
+        _parser().parse_args(remove_ros_args(arguments))
+        os.environ.update(fastdds_environment(os.environ))
+        _run(arguments, stop)
+    except M3LError as error:
+        print(f"segmentation_node: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+def _run(arguments: Sequence[str], stop: threading.Event) -> None:
+    """Spin in a thread of its own, so that this one can wait for signals and end everything in order."""
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from m3l_ros.node import SegmentationNode
+
+    try:
+        rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rclpy's own class for arguments it cannot read is not public
+        raise M3LError(f"ROS cannot be started: {' '.join(str(error).split())}") from error
+    try:
+        node = SegmentationNode()
+        executor = MultiThreadedExecutor(_EXECUTOR_THREADS)
+        executor.add_node(node)
+        spinning = threading.Thread(target=_spin, args=(executor, node), name="executor", daemon=True)
+        spinning.start()
+        stop.wait()
+        _leave_within(_LAST_RESORT)
+        executor.shutdown(timeout_sec=0)
+        spinning.join()
+        node.shut_down()
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
+
+
+def _spin(executor: Executor, node: Node) -> None:
+    """Spin until the executor is shut down; a callback that raises is logged and the others go on."""
+    while True:
+        try:
+            executor.spin()
+            return
+        except Exception as error:
+            node.get_logger().error(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _leave_within(seconds: float) -> None:
+    """End the process then, whatever it does: loading a model or one slow inference cannot be interrupted."""
+    last_resort = threading.Timer(seconds, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segmentation_node",
+        usage="segmentation_node [-h] [--ros-args -p checkpoint:=FILE -r rgb/image:=TOPIC ...]",
+        description="ROS 2 lifecycle node that segments colour and depth images, and goes on when depth drops out.",
+        epilog=f"{_TOPICS}\n{_parameter_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _parameter_help() -> str:
+    lines = ["parameters; set them with --ros-args -p NAME:=VALUE or --params-file FILE"]
+    for info in parameter_infos():
+        allowed = f" ({info.allowed()})" if info.allowed() else ""
+        lines.append(f"  {info.name} = {_yaml(info.default)}")
+        lines.append(f"      {info.description}{allowed}")
+    return "\n".join(lines)
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) or "''"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

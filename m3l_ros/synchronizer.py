@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RgbdTimeSynchronizer`: a message filter that gives one frame for every colour image, with its depth or without."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any, cast
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType, ROSClock
+from rclpy.node import Node
+
+from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
+from m3l_ros.providers import SimpleFilter
+
+_CEILING_NS = 1_000_000_000
+_SIMULATED_TICK_NS = 10_000_000
+_SHORTEST_NS = 100_000
+
+
+class RgbdTimeSynchronizer(SimpleFilter):
+    """Feeds an `m3l_model.sync.RgbdSynchronizer` from two filters and hands its frames to the registered callbacks.
+
+    Used as message_filters' synchronizers are, but it says so when one stream stops::
+
+        rgb = Subscriber(node, Image, "rgb/image")
+        depth = Subscriber(node, Image, "depth/image")
+        synchronizer = RgbdTimeSynchronizer(node, RgbdSynchronizer(0.02, 0.1, 0.5, 30), rgb, depth)
+        synchronizer.registerCallback(on_frame)  # on_frame(frame: m3l_model.sync.Frame)
+
+    Frames are handed over in order, one at a time, and never under a lock. Time is the node's ROS clock. A steady
+    timer polls while a colour image waits; none waits longer than 1 s of steady time, even where the ROS clock is
+    paused, slow or absent.
+
+    Args:
+        node: gives the clock, the timer and the context.
+        core: the policy; it must not be used elsewhere.
+        rgb: filter whose output are messages with a header: the colour images.
+        depth: likewise the depth images.
+        callback_group: of the timer; the node's default group where it is None.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        core: RgbdSynchronizer,
+        rgb: SimpleFilter,
+        depth: SimpleFilter,
+        callback_group: CallbackGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._core = core
+        self._clock = cast(ROSClock, node.get_clock())
+        self._lock = threading.Lock()
+        self._due: deque[Frame] = deque()
+        self._delivering = False
+        self._closed = False
+        self._arrivals: deque[int] = (
+            deque()
+        )  # steady times of the colour images that wait, and of no later ones
+        self._timer = node.create_timer(
+            1.0, self._on_timer, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        self._timer.cancel()
+        rgb.registerCallback(self.add_rgb)
+        depth.registerCallback(self.add_depth)
+
+    def add_rgb(self, msg: Any) -> None:
+        """Take a colour image; the rgb filter calls this."""
+        with self._lock:
+            if self._closed:
+                return
+            self._arrivals.append(time.monotonic_ns())
+            self._due.extend(self._core.add_rgb(_stamp_ns(msg), msg, self._clock.now().nanoseconds))
+            self._arm()
+        self._deliver()
+
+    def add_depth(self, msg: Any) -> None:
+        """Take a depth image; the depth filter calls this."""
+        with self._lock:
+            if self._closed:
+                return
+            self._due.extend(self._core.add_depth(_stamp_ns(msg), msg, self._clock.now().nanoseconds))
+            self._arm()
+        self._deliver()
+
+    def status(self) -> SyncStatus:
+        """Counters and state, for diagnostics."""
+        with self._lock:
+            return self._core.status()
+
+    def close(self) -> list[Frame]:
+        """Stop for good; returns the frames that nobody will get. What the filters still send is ignored."""
+        self._node.destroy_timer(self._timer)
+        with self._lock:
+            self._closed = True
+            left = [*self._due, *self._core.flush()]
+            self._due.clear()
+            return left
+
+    def _on_timer(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._timer.cancel()
+            self._due.extend(self._core.poll(self._clock.now().nanoseconds))
+            if self._waited_ns() >= _CEILING_NS:
+                self._due.extend(self._core.flush())
+            self._arm()
+        self._deliver()
+
+    def _arm(self) -> None:
+        """Have the timer fire, once, when the next frame falls due."""
+        deadline_ns = self._core.next_deadline_ns()
+        if deadline_ns is None:
+            self._arrivals.clear()
+            self._timer.cancel()
+            return
+        wait_ns = min(deadline_ns - self._clock.now().nanoseconds, _CEILING_NS - self._waited_ns())
+        if self._clock.ros_time_is_active:
+            wait_ns = min(wait_ns, _SIMULATED_TICK_NS)
+        self._timer.timer_period_ns = max(wait_ns, _SHORTEST_NS)
+        self._timer.reset()
+
+    def _waited_ns(self) -> int:
+        """Steady time that the oldest waiting colour image has waited."""
+        waiting = self._core.status().waiting
+        while len(self._arrivals) > waiting:
+            self._arrivals.popleft()
+        return time.monotonic_ns() - self._arrivals[0] if self._arrivals else 0
+
+    def _deliver(self) -> None:
+        """Hand over what is due; whoever comes while another thread does so leaves it to that thread."""
+        while True:
+            with self._lock:
+                if self._delivering or not self._due:
+                    return
+                self._delivering = True
+                frame = self._due.popleft()
+            try:
+                self.signalMessage(frame)
+            finally:
+                with self._lock:
+                    self._delivering = False
+
+
+def _stamp_ns(msg: Any) -> int:
+    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)

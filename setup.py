@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One package for colcon (ament_python), which reads package.xml beside this, and for pip."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "m3l_ros"
+SHARE = f"share/{NAME}"
+
+
+def shared(folder):
+    """Give data_files entries that install every file below ``folder`` to the same place in share."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return [(f"{SHARE}/{path.parent.as_posix()}", [path.as_posix()]) for path in files]
+
+
+ROS = [  # the release Jazzy; on a robot apt's own take the place of these
+    "ros-rclpy[fastrtps]==7.1.6",
+    "ros-builtin-interfaces==2.0.3",
+    "ros-diagnostic-msgs==5.3.6",
+    "ros-lifecycle-msgs==2.0.3",
+    "ros-rcl-interfaces==2.0.3",
+    "ros-rosgraph-msgs==2.0.3",
+    "ros-sensor-msgs==5.3.6",
+    "ros-std-msgs==5.3.6",
+]
+IMAGES = ["opencv-python-headless>=4.8", "rosbags>=0.11", "rosbags-image>=0.10"]
+TEST = ["hypothesis", "pytest>=7.4"]
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="RGB-D semantic segmentation for robots that goes on when depth or colour drops out",
+    maintainer="m3l_ros maintainers",
+    maintainer_email="m3l_ros@example.org",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["m3l_model", "m3l_model.*", "m3l_ros", "m3l_ros.*"]),
+    package_data={"m3l_model": ["py.typed"], "m3l_ros": ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (SHARE, ["package.xml"]),
+        *shared("config"),
+        *shared("launch"),
+    ],
+    zip_safe=False,
+    install_requires=["numpy>=1.26", "PyYAML", "safetensors", "torch>=2.4"],
+    extras_require={
+        "ros": ROS + IMAGES,
+        "train": [*IMAGES, "matplotlib"],
+        "test": TEST,
+        "dev": [
+            *TEST,
+            "colcon-core",
+            "colcon-ros",
+            "mypy",
+            "ruff",
+            "setuptools>=70.1,<80",  # colcon calls setup.py's commands, which 80 took away
+            "types-PyYAML",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "m3l = m3l_model.cli:main",
+            "segmentation_node = m3l_ros.segmentation_node:main",
+        ],
+        "m3l.commands": [
+            "demo = m3l_ros.commands.demo",
+            "eval = m3l_model.commands.eval",
+            "import-images = m3l_model.commands.import_images",
+            "node = m3l_ros.commands.node",
+            "replay = m3l_ros.commands.replay",
+            "train = m3l_model.commands.train",
+        ],
+    },
+)

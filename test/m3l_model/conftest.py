@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the model's tests."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def reference_fixtures(shared_data: Path) -> Path:
+    """Where the reference implementation's exact outputs lie."""
+    return shared_data / "fixtures" / "dev"
+
+
+@pytest.fixture
+def reference_network(reference_fixtures: Path) -> dict[str, torch.Tensor]:
+    """The mit_b0 state dict of the reference's outputs, under its names, by the rule in the outputs' README."""
+    entries = json.loads((reference_fixtures / "official_keys_b0.json").read_text())
+    return {name: torch.from_numpy(_reference_value(name, tuple(shape))) for name, shape in entries}
+
+
+def _reference_value(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    normal = np.random.RandomState(zlib.crc32(key.encode())).normal(0, 1, shape)
+    if key == "alpha":
+        return np.array([0.3, -0.2], np.float32)
+    if key.endswith("num_batches_tracked"):
+        return np.array(0)
+    if key.endswith("mask_token"):
+        value = 0.5 * normal
+    elif key.endswith("running_var"):
+        value = 1 + 0.1 * np.abs(normal)
+    elif key.endswith("running_mean"):
+        value = 0.02 * normal
+    elif any(part in key for part in (".ln_0.", ".ln_1.", ".bn.")) and key.endswith(".weight"):
+        value = 1 + 0.02 * normal
+    elif len(shape) >= 2:
+        value = normal / np.sqrt(np.prod(shape[1:]))
+    else:
+        value = 0.02 * normal
+    return np.asarray(value, np.float32)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from m3l_model import LinearFusionSegmenter, load_checkpoint, save_checkpoint
+from m3l_model.checkpoint import CheckpointError, from_reference
+from m3l_model.labels import LabelSet
+from m3l_model.preprocessing import Preprocessing
+
+
+@pytest.fixture
+def model() -> LinearFusionSegmenter:
+    torch.manual_seed(3)
+    return LinearFusionSegmenter("mit_b0", 6, fusion_ratio=0.7)
+
+
+def assert_same_weights(a: LinearFusionSegmenter, b: LinearFusionSegmenter) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def test_round_trip_keeps_weights_and_metadata(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    labels = LabelSet("mine", tuple("abcdef"), ((1, 2, 3),) * 6, {7: 0, 8: 255})
+    preprocessing = Preprocessing(120, "metric", (0.3, 6.0), mask_holes=True)
+    save_checkpoint(tmp_path / "new" / "model.safetensors", model, labels, preprocessing)
+    loaded = load_checkpoint(tmp_path / "new" / "model.safetensors")
+    assert_same_weights(loaded, model)
+    assert (loaded.backbone, loaded.num_classes, loaded.fusion_ratio) == ("mit_b0", 6, 0.7)
+    assert loaded.metadata is not None
+    assert (loaded.metadata.labels, loaded.metadata.preprocessing) == (labels, preprocessing)
+    assert not loaded.training
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.safetensors"]
+
+
+def test_metadata_survive_loading_and_saving_again(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    save_checkpoint(tmp_path / "a", model, preprocessing=Preprocessing(64))
+    save_checkpoint(tmp_path / "b", load_checkpoint(tmp_path / "a"))
+    again = load_checkpoint(tmp_path / "b").metadata
+    assert again is not None
+    assert again.preprocessing.short_side == 64
+
+
+def test_a_label_set_of_another_size_is_refused(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    with pytest.raises(CheckpointError, match="7 classes, the model 6"):
+        save_checkpoint(tmp_path / "model", model, LabelSet.generic(7))
+
+
+def reference_content(kind: str, network: dict[str, torch.Tensor]) -> object:
+    other = {name: torch.zeros_like(tensor) for name, tensor in network.items()}
+    both = OrderedDict(
+        [("student." + k, v) for k, v in other.items()] + [("teacher." + k, v) for k, v in network.items()]
+    )
+    optimizer = [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}]
+    return {
+        "m3l": {"epoch": 3, "model_state_dict": both, "optimizer_state_dict": optimizer, "current_idx": 9},
+        "bare wrapper": both,
+        "teacher only": {"model_state_dict": {"teacher." + k: v for k, v in network.items()}},
+        "supervised": {"iter": 300, "model_state_dict": network, "current_idx": 300},
+        "bare network": network,
+        "left by DDP": {"model_state_dict": {"module." + k: v for k, v in both.items()}},
+    }[kind]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "kind", ["m3l", "bare wrapper", "teacher only", "supervised", "bare network", "left by DDP"]
+)
+def test_reads_every_layout_of_the_reference_and_takes_the_teacher(
+    tmp_path: Path, reference_network: dict[str, torch.Tensor], kind: str
+) -> None:
+    torch.save(reference_content(kind, reference_network), tmp_path / "model.pth")
+    expected = LinearFusionSegmenter("mit_b0", 13)
+    expected.load_state_dict(from_reference(reference_network))
+    loaded = load_checkpoint(tmp_path / "model.pth")
+    assert_same_weights(loaded, expected)
+    assert loaded.metadata is not None
+    assert loaded.metadata.preprocessing == Preprocessing.reference()
+
+
+@pytest.mark.data
+def test_reads_the_reference_s_baselines_without_mask_tokens_and_says_so(
+    tmp_path: Path, reference_network: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = {k: v for k, v in reference_network.items() if "mask_token" not in k}
+    torch.save({"model_state_dict": network}, tmp_path / "mt.pth")
+    assert not load_checkpoint(tmp_path / "mt.pth").encoder.mask_token.any()
+    assert "without a mask token" in caplog.text
+
+
+@pytest.mark.data
+def test_a_reference_file_with_a_key_missing_names_it(
+    tmp_path: Path, reference_network: dict[str, torch.Tensor]
+) -> None:
+    network = dict(reference_network)
+    del network["encoder.block2.1.mlp.fc2.module.bias"]
+    torch.save({"model_state_dict": network}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth.*stages\.1\.blocks\.1\.mlp\.fc2\.bias is missing"):
+        load_checkpoint(tmp_path / "model.pth")
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(RunsCode.target),)
+
+    target = Path()
+
+
+@pytest.mark.parametrize("form", ["torch zip", "plain pickle"])
+def test_a_pickle_that_wants_code_is_refused_and_does_not_run(tmp_path: Path, form: str) -> None:
+    RunsCode.target = tmp_path / "pwned"
+    path = tmp_path / "evil.pth"
+    if form == "torch zip":
+        torch.save({"model_state_dict": RunsCode()}, path)
+    else:
+        path.write_bytes(pickle.dumps(RunsCode()))
+    with pytest.raises(CheckpointError, match=r"evil\.pth: refused"):
+        load_checkpoint(path)
+    assert not RunsCode.target.exists()
+
+
+def test_other_files_are_named_with_the_reason(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    with pytest.raises(CheckpointError, match=r"absent\.pth: no such"):
+        load_checkpoint(tmp_path / "absent.pth")
+    (tmp_path / "text").write_text("hello, I am no checkpoint")
+    (tmp_path / "empty").write_bytes(b"")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign")
+    torch.save([1, 2], tmp_path / "list")
+    torch.save({"resnet.weight": torch.zeros(2)}, tmp_path / "resnet")
+    save_checkpoint(tmp_path / "whole", model)
+    (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:5000])
+    for name in ("text", "empty", "foreign", "list", "resnet", "cut"):
+        with pytest.raises(CheckpointError, match=f"{name}: "):
+            load_checkpoint(tmp_path / name)

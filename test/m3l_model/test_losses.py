@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from m3l_model.labels import IGNORE_ID
+from m3l_model.losses import ohem_cross_entropy, pseudo_loss, supervised_loss
+from m3l_model.segmenter import SegmenterOutput
+
+
+def logits_and_labels(seed: int, ignored: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(2, 5, 6, 7, generator=generator)
+    labels = torch.randint(5, (2, 6, 7), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = IGNORE_ID
+    return logits, labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), min_kept=st.integers(0, 100), threshold=st.floats(0.05, 0.95))
+def test_ohem_keeps_the_hard_pixels_and_at_least_min_kept(seed: int, min_kept: int, threshold: float) -> None:
+    logits, labels = logits_and_labels(seed)
+    entropies = functional.cross_entropy(logits, labels, ignore_index=IGNORE_ID, reduction="none")
+    hardest_first = entropies[labels != IGNORE_ID].sort(descending=True).values
+    if 0 < min_kept <= len(hardest_first):
+        kept = max(min_kept, int(((-hardest_first).exp() <= threshold).sum()))
+    else:
+        kept = len(hardest_first)
+    torch.testing.assert_close(
+        ohem_cross_entropy(logits, labels, min_kept, threshold), hardest_first[:kept].mean()
+    )
+
+
+def test_a_batch_without_labels_has_loss_0_and_finite_gradients() -> None:
+    logits, labels = logits_and_labels(0, ignored=1.1)
+    logits.requires_grad_()
+    loss = ohem_cross_entropy(logits, labels, min_kept=3)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_losses_are_means_over_the_three_outputs() -> None:
+    outputs = SegmenterOutput(*(logits_and_labels(seed)[0] for seed in range(3)))
+    labels = logits_and_labels(9)[1]
+    plain = [functional.cross_entropy(x, labels, ignore_index=IGNORE_ID) for x in outputs]
+    torch.testing.assert_close(pseudo_loss(outputs, labels), torch.stack(plain).mean())
+    hard = [ohem_cross_entropy(x, labels, min_kept=5) for x in outputs]
+    torch.testing.assert_close(supervised_loss(outputs, labels, min_kept=5), torch.stack(hard).mean())
+
+
+@pytest.mark.parametrize("min_kept", [0, 10_000])
+def test_without_a_limit_all_labelled_pixels_count(min_kept: int) -> None:
+    logits, labels = logits_and_labels(4)
+    expected = functional.cross_entropy(logits, labels, ignore_index=IGNORE_ID)
+    torch.testing.assert_close(ohem_cross_entropy(logits, labels, min_kept), expected)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from m3l_model import LinearFusionSegmenter, M3LError, Predictor, save_checkpoint
+from m3l_model.preprocessing import Preprocessing
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_checkpoint(
+        tmp_path / "model",
+        LinearFusionSegmenter("mit_b0", 5),
+        preprocessing=Preprocessing(48, mask_holes=True),
+    )
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def predictor(checkpoint: Path) -> Predictor:
+    return Predictor.from_checkpoint(checkpoint, device="cpu")
+
+
+@pytest.fixture
+def frame() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (90, 120, 3), np.uint8), rng.integers(500, 5000, (90, 120), np.uint16)
+
+
+def test_labels_and_confidence_have_the_colour_image_s_size(predictor: Predictor, frame: tuple) -> None:
+    rgb, depth = frame
+    prediction = predictor.predict(rgb, depth)
+    assert prediction.labels.shape == (90, 120)
+    assert prediction.labels.dtype == np.uint8
+    assert prediction.confidence is not None
+    assert prediction.confidence.dtype == np.float32
+    assert (prediction.confidence >= 1 / 5 - 1e-6).all()
+    assert (prediction.confidence <= 1).all()
+    assert prediction.used == ("rgb", "depth")
+
+
+def test_predicts_what_the_network_says(predictor: Predictor, checkpoint: Path) -> None:
+    from m3l_model import load_checkpoint
+
+    rng = np.random.default_rng(1)
+    rgb, depth = rng.integers(0, 256, (48, 64, 3), np.uint8), rng.integers(1, 9000, (48, 64), np.uint16)
+    model = load_checkpoint(checkpoint)
+    inputs = Preprocessing(48, mask_holes=True).encode(
+        torch.from_numpy(rgb)[None], torch.from_numpy(depth.astype(np.float32))[None] / 1000
+    )
+    with torch.no_grad():
+        probability = model(inputs.rgb, inputs.depth, depth_valid=inputs.depth_valid).fused.softmax(1)[0]
+    prediction = predictor.predict(rgb, depth)
+    np.testing.assert_allclose(prediction.confidence, probability.amax(0), atol=1e-5)
+    top_two = probability.topk(2, dim=0).values
+    decided = ((top_two[0] - top_two[1]) > 1e-4).numpy()
+    assert decided.mean() > 0.9
+    assert (prediction.labels == probability.argmax(0).numpy())[decided].all()
+
+
+def test_metres_and_millimetres_are_one_depth(predictor: Predictor, frame: tuple) -> None:
+    rgb, depth = frame
+    a, b = predictor.predict(rgb, depth), predictor.predict(rgb, depth.astype(np.float32) / 1000)
+    np.testing.assert_allclose(a.confidence, b.confidence, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "holes",
+    [
+        np.zeros((90, 120), np.uint16),
+        np.full((90, 120), 65535, np.uint16),
+        np.full((90, 120), np.nan, np.float32),
+    ],
+)
+def test_depth_of_nothing_but_holes_is_missing_depth(
+    predictor: Predictor, frame: tuple, holes: np.ndarray
+) -> None:
+    without = predictor.predict(frame[0], None)
+    with_holes = predictor.predict(frame[0], holes)
+    assert with_holes.used == without.used == ("rgb",)
+    np.testing.assert_array_equal(with_holes.confidence, without.confidence)
+    assert (without.confidence != predictor.predict(*frame).confidence).any()
+
+
+def test_depth_alone_is_segmented_at_its_own_size(predictor: Predictor, frame: tuple) -> None:
+    prediction = predictor.predict(None, frame[1][:60])
+    assert prediction.labels.shape == (60, 120)
+    assert prediction.used == ("depth",)
+
+
+def test_registered_depth_of_another_scale_is_resampled(predictor: Predictor, frame: tuple) -> None:
+    prediction = predictor.predict(frame[0], frame[1][::2, ::2])
+    assert prediction.labels.shape == (90, 120)
+    assert prediction.used == ("rgb", "depth")
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (33, 200), (480, 640)])
+def test_any_image_size_is_segmented(predictor: Predictor, shape: tuple[int, int]) -> None:
+    prediction = predictor.predict(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32))
+    assert prediction.labels.shape == shape
+
+
+def test_confidence_is_left_out_when_not_asked_for(predictor: Predictor, frame: tuple) -> None:
+    with_it, without = predictor.predict(*frame), predictor.predict(*frame, with_confidence=False)
+    assert without.confidence is None
+    np.testing.assert_array_equal(with_it.labels, without.labels)
+
+
+def test_nothing_to_segment_and_wrong_types_are_named(predictor: Predictor, frame: tuple) -> None:
+    rgb, depth = frame
+    with pytest.raises(ValueError, match="both None"):
+        predictor.predict(None, None)
+    with pytest.raises(ValueError, match="nothing to segment"):
+        predictor.predict(None, np.zeros((40, 40), np.uint16))
+    with pytest.raises(ValueError, match="HxWx3 uint8"):
+        predictor.predict(rgb.astype(np.float32), depth)
+    with pytest.raises(ValueError, match="HxWx3 uint8"):
+        predictor.predict(rgb[..., :2], depth)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, "choose auto"),
+        ({"device": "meta"}, "choose auto"),
+        ({"device": "cuda:77"}, "GPUs"),
+        ({"device": "cpu", "precision": "int4"}, "fp32"),
+    ],
+)
+def test_absent_devices_and_precisions_are_named(checkpoint: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(M3LError, match=message):
+        Predictor.from_checkpoint(checkpoint, **arguments)
+
+
+def test_bf16_agrees_with_fp32_on_most_pixels(checkpoint: Path, frame: tuple) -> None:
+    exact = Predictor.from_checkpoint(checkpoint, "cpu", "fp32").predict(*frame)
+    rough = Predictor.from_checkpoint(checkpoint, "cpu", "bf16").predict(*frame)
+    assert (exact.labels == rough.labels).mean() > 0.9
