@@ -6,8 +6,8 @@ The eight classes are made so that neither colour nor depth is enough by itself:
 ==================  ===============================================  ====================================
 classes             alike in                                         told apart by
 ==================  ===============================================  ====================================
-floor, rug          depth: a rug rises 1 cm, less than the noise     colour: wood or a print
-wall, picture       depth: a picture is 1 cm thick                   colour: plain paint or a print
+floor, rug          depth: a rug rises 5 mm, less than the noise     colour: wood or a print
+wall, picture       depth: a picture is 5 mm thick                   colour: plain paint or a print
 cabinet, crate      depth: boxes of the same sizes and places        colour: wood or plain bright plastic
 floor, cabinet      colour: the one wood of the room                 depth: a plane or a box
 wall, column        colour: the one paint of the room                depth: a plane or a cylinder

@@ -27,7 +27,7 @@ Doubles = npt.NDArray[np.float64]
 Proposal: TypeAlias = "tuple[Item, Doubles]"
 
 CAMERA_CLEARANCE_M = 0.5
-RELIEF_M = 0.01
+RELIEF_M = 0.005
 """How far a rug rises from the floor and a picture from its wall."""
 
 _WALL_GAP_M = 0.02

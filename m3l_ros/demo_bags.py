@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's two recordings: a drive through several rooms with few labels, and one through other rooms, all labelled."""
+"""The demo's two recordings: rooms with few labels to train on, and other rooms, labelled throughout, held out."""
 
 from __future__ import annotations
 

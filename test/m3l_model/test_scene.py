@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from m3l_model.errors import M3LError
 from m3l_model.scene import Scene, SceneClass, SceneFrame, camera_matrix, render
+from m3l_model.scene_layout import RELIEF_M
 from m3l_model.scene_raycast import Box, Cylinder, Item, Shape, Sphere
 from m3l_model.scene_sensor import DISPARITY_STEPS, MAX_DEPTH_M, MIN_DEPTH_M, measure_depth, noise_sigma
 
@@ -71,9 +72,9 @@ def test_noise_differs_between_frames_of_one_view() -> None:
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (64, 48), (161, 121)])
 def test_images_have_the_size_and_types_of_the_topics(width: int, height: int) -> None:
     frame = Scene(1).render(7, width=width, height=height, rate_hz=30)
-    assert (frame.rgb.shape, frame.rgb.dtype) == ((height, width, 3), np.uint8)
-    assert (frame.depth_mm.shape, frame.depth_mm.dtype) == ((height, width), np.uint16)
-    assert (frame.labels.shape, frame.labels.dtype) == ((height, width), np.uint8)
+    assert frame.rgb.shape == (height, width, 3)
+    assert frame.depth_mm.shape == frame.labels.shape == (height, width)
+    assert [image.dtype.name for image in frame[1:]] == ["uint8", "uint16", "uint8"]
     assert all(image.flags.c_contiguous for image in frame[1:])
     assert frame.stamp_offset_ns == round(7e9 / 30)
 
@@ -98,7 +99,7 @@ def test_impossible_requests_are_refused() -> None:
         Scene(-1)
     for bad in ({"index": -1}, {"index": 0, "width": 1}, {"index": 0, "rate_hz": 0.0}):
         with pytest.raises(M3LError, match="scene frame"):
-            Scene(0).render(**bad)  # type: ignore[arg-type]
+            Scene(0).render(**bad)
 
 
 # --- Content
@@ -119,7 +120,7 @@ def test_views_change_over_the_video(frames: dict[int, list[SceneFrame]]) -> Non
             assert (before.labels != after.labels).mean() > 0.1
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_camera_moves_smoothly_on_a_closed_path_clear_of_everything(seed: int) -> None:
     room = Scene(seed).room
     poses = [room.path.at(time_s) for time_s in np.arange(0, room.path.period_s, 0.1)]
@@ -137,7 +138,7 @@ def test_camera_moves_smoothly_on_a_closed_path_clear_of_everything(seed: int) -
     assert all((np.abs(pose.position[:2]) < np.array(room.half) - 0.5).all() for pose in poses)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_furniture_stands_in_the_room_and_not_in_other_furniture(seed: int) -> None:
     room = Scene(seed).room
     solids = [item for item in room.items if item.label in (*BOXES, SceneClass.COLUMN, SceneClass.BALL)]
@@ -150,7 +151,7 @@ def test_furniture_stands_in_the_room_and_not_in_other_furniture(seed: int) -> N
 
 
 def test_furniture_counts() -> None:
-    for seed in range(20):
+    for seed in range(8):
         count = np.bincount([item.label for item in Scene(seed).room.items], minlength=8)
         for label, least, most in [("CABINET", 3, 5), ("CRATE", 3, 5), ("COLUMN", 2, 4), ("BALL", 6, 8)]:
             assert least <= count[SceneClass[label]] <= most
@@ -170,9 +171,9 @@ def test_depth_puts_floor_and_rugs_on_one_plane(
             heights[label].append(room_points(scenes[seed], index, view, label)[2])
     floor, rug = (np.concatenate(heights[label]) for label in (SceneClass.FLOOR, SceneClass.RUG))
     assert abs(np.median(floor)) < 0.005
-    assert 0 < np.median(rug) - np.median(floor) < 0.02
+    assert np.median(rug) - np.median(floor) == pytest.approx(RELIEF_M, abs=0.003)
     assert np.quantile(np.abs(floor), 0.95) < 0.05
-    assert np.std(floor) > 0.01, "the rug's one centimetre must be within the noise"
+    assert np.std(floor) > RELIEF_M
 
 
 def test_depth_puts_walls_and_pictures_on_one_plane(
@@ -302,17 +303,17 @@ def test_rays_hit_the_surface_from_outside(
 # --- Helpers
 
 
-def local(item: Item, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def local(item: Item, points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return item.rotation.T @ (points - item.center[:, None])
 
 
-def outside(item: Item, points: npt.NDArray[np.float64]) -> float:
+def outside(item: Item, points: npt.NDArray[np.floating]) -> float:
     """The least distance from the points to the item's bounding box."""
     beyond = np.abs(local(item, points)) - np.array(item.shape.half)[:, None]
     return float(np.linalg.norm(np.maximum(beyond, 0), axis=0).min())
 
 
-def inside(item: Item, points: npt.NDArray[np.float64]) -> int:
+def inside(item: Item, points: npt.NDArray[np.floating]) -> int:
     """How many of the points are in the item's volume, by more than a rounding error."""
     x, y, z = local(item, points)
     if isinstance(item.shape, Box):
