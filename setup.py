@@ -9,15 +9,16 @@ NAME = "m3l_ros"
 SHARE = f"share/{NAME}"
 
 
-def shared(folder):
+def shared(folder: str) -> list[tuple[str, list[str]]]:
     """Give data_files entries that install every file below ``folder`` to the same place in share."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = sorted(
+        path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    )
     return [(f"{SHARE}/{path.parent.as_posix()}", [path.as_posix()]) for path in files]
 
 
 ROS = [  # the release Jazzy; on a robot apt's own take the place of these
     "ros-rclpy[fastrtps]==7.1.6",
-    "ros-builtin-interfaces==2.0.3",
     "ros-diagnostic-msgs==5.3.6",
     "ros-lifecycle-msgs==2.0.3",
     "ros-rcl-interfaces==2.0.3",
@@ -37,7 +38,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["m3l_model", "m3l_model.*", "m3l_ros", "m3l_ros.*"]),
-    package_data={"m3l_model": ["py.typed"], "m3l_ros": ["py.typed"]},
+    package_data={"m3l_model": ["py.typed"], "m3l_ros": ["py.typed", "templates/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
@@ -48,7 +49,7 @@ setup(
     install_requires=["numpy>=1.26", "PyYAML", "safetensors", "torch>=2.4"],
     extras_require={
         "ros": ROS + IMAGES,
-        "train": [*IMAGES, "matplotlib"],
+        "train": [*IMAGES, "Jinja2", "matplotlib>=3.6", "tqdm"],
         "test": TEST,
         "dev": [
             *TEST,
@@ -56,7 +57,7 @@ setup(
             "colcon-ros",
             "mypy",
             "ruff",
-            "setuptools>=70.1,<80",  # colcon calls setup.py's commands, which 80 took away
+            "setuptools>=70.1,<80",  # colcon --symlink-install calls setup.py develop, which 80 took away
             "types-PyYAML",
         ],
     },

@@ -26,17 +26,28 @@ class Batch(NamedTuple):
     missing: Tensor
 
 
-def weak(batch: Batch, max_zoom: float, generator: torch.Generator) -> Batch:
-    """Flip half of the samples and cut from each a random window, 1 to ``max_zoom`` times magnified."""
+def weak(batch: Batch, crop: float, scales: tuple[float, float], generator: torch.Generator) -> Batch:
+    """Flip half of the samples, scale each and cut a random window from it.
+
+    Args:
+        batch: frames of (H, W).
+        crop: height and width of the window as a share of H and W.
+        scales: least and greatest magnification; a window never reaches beyond the frame.
+        generator: source of the draws.
+
+    Returns:
+        Frames of (crop·H, crop·W), rounded.
+    """
     count = len(batch.rgb)
-    zoom = 1 + (max_zoom - 1) * torch.rand(count, generator=generator)
+    low, high = scales
+    zoom = ((low + (high - low) * torch.rand(count, generator=generator)) / crop).clamp(min=1)
     flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - 1 / zoom)[:, None]
     affine = torch.zeros(count, 2, 3)
     affine[:, 0, 0] = flip / zoom
     affine[:, 1, 1] = 1 / zoom
     affine[:, :, 2] = shift
-    height, width = batch.depth_m.shape[1:]
+    height, width = (round(crop * side) for side in batch.depth_m.shape[1:])
     grid = functional.affine_grid(affine, [count, 1, height, width], align_corners=False)
 
     def sample(x_BCHW: Tensor, mode: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -27,8 +28,9 @@ EXIT_BROKEN_PIPE = 141
 # How to come by a module that the bare installation lacks; what m3l_ros needs it says itself.
 _REMEDIES = {
     "cv2": "pip install 'm3l_ros[train]', or on a robot apt install python3-opencv",
-    "matplotlib": "pip install 'm3l_ros[train]'",
+    "matplotlib": "pip install 'm3l_ros[train]', or on a robot apt install python3-matplotlib",
     "rosbags": "pip install 'm3l_ros[train]', or on a robot pip install rosbags rosbags-image",
+    "tqdm": "pip install 'm3l_ros[train]', or on a robot apt install python3-tqdm",
 }
 
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        if _stdout_is_open():
+        if not _silence_broken_stdout():
             raise
         return EXIT_BROKEN_PIPE
 
@@ -103,7 +105,9 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def _commands() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name)}
+    return {
+        entry.name: entry for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name)
+    }
 
 
 def _command_list() -> str:
@@ -119,11 +123,11 @@ def _help_line(entry: EntryPoint) -> str:
         return f"(cannot be loaded: {error})"
 
 
-def _stdout_is_open() -> bool:
-    """Tell whether stdout still takes what is written; where it does not, silence it for the interpreter's exit."""
-    try:
-        sys.stdout.flush()
-        return True
-    except BrokenPipeError:
+def _silence_broken_stdout() -> bool:
+    """Tell whether the reader of stdout is gone; then keep the interpreter's exit from writing to it."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
+    return broken

@@ -95,8 +95,8 @@ class Predictor:
             raise ValueError("neither colour nor a single valid depth reading; there is nothing to segment")
 
         inputs = self.preprocessing.encode(
-            torch.from_numpy(np.ascontiguousarray(rgb_hw3))[None].to(self.device),
-            torch.from_numpy(np.ascontiguousarray(metres_hw))[None].to(self.device),
+            torch.from_numpy(np.require(rgb_hw3, requirements=["C", "W"]))[None].to(self.device),
+            torch.from_numpy(np.require(metres_hw, requirements=["C", "W"]))[None].to(self.device),
         )
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             logits = self._model.quarter_logits(inputs.rgb, inputs.depth, missing, inputs.depth_valid).fused

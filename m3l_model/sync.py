@@ -83,7 +83,8 @@ class Frame(NamedTuple):
 class SyncStatus:
     """A snapshot for diagnostics; counters run from construction.
 
-    Always: rgb_accepted == sum(frames.values()) - frames[Reason.COLOUR_LOST] + waiting.
+    Always: rgb_accepted == sum(frames.values()) - frames[Reason.COLOUR_LOST] + waiting. A skew_ns beyond slop
+    means that the streams' clocks or delays differ by about that much.
     """
 
     rgb_accepted: int
@@ -98,9 +99,7 @@ class SyncStatus:
     waiting: int  # colour images not out yet
     outage: bool  # True from the start until the first depth
     outage_since_ns: int | None  # now_ns when it began; None without one, or before the first call
-    skew_ns: (
-        int | None
-    )  # median of recent depth - colour, nearest stamps; beyond slop, the streams are skewed
+    skew_ns: int | None  # median of recent depth - colour, nearest stamps; None in an outage
 
 
 class SyncParameterError(M3LError, ValueError):
@@ -231,7 +230,7 @@ class RgbdSynchronizer:
             waiting=len(self._waiting) + (self._rgb.far is not None),
             outage=self._in_outage(),
             outage_since_ns=self._outage_at if self._in_outage() and self._now_ns is not None else None,
-            skew_ns=median_low(self._skews) if self._skews else None,
+            skew_ns=median_low(self._skews) if self._skews and not self._in_outage() else None,
         )
 
     # Time
@@ -384,7 +383,7 @@ class RgbdSynchronizer:
         stamp_ns, msg, _ = self._waiting.pop(0)
         stamps = self._depth_stamps
         nearest = self._nearest_depth(stamp_ns)
-        if nearest is not None and not self._in_outage():
+        if nearest is not None:
             # Where all depth lies ahead, the newest tells the skew: the oldest kept depends on queue_size.
             self._skews.append((stamps[nearest] if stamps[0] <= stamp_ns else stamps[-1]) - stamp_ns)
         depth, depth_stamp_ns = None, None

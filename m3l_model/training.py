@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -33,7 +33,7 @@ from m3l_model.mit import ModalityLayerNorm
 from m3l_model.predictor import choose_device
 from m3l_model.preprocessing import Inputs, Preprocessing
 from m3l_model.resources import share_path
-from m3l_model.segmenter import LinearFusionSegmenter, SegmenterOutput
+from m3l_model.segmenter import MIN_SIZE, LinearFusionSegmenter, SegmenterOutput
 
 OHEM_SHARE = 0.08
 """Share of a labelled batch's pixels that OHEM keeps at least."""
@@ -60,11 +60,12 @@ class TrainConfig:
         weight_decay: of AdamW; norms and biases have none.
         warmup_steps: linear rise of the learning rate.
         pseudo_weight: final weight of the pseudo-label loss.
-        pseudo_start: step at which that loss begins to rise from zero.
+        pseudo_start: steps before that loss begins to rise from zero; until then unlabelled frames are left out.
         pseudo_ramp: steps it takes to rise.
         pseudo_threshold: teacher probability below which a pixel gets no pseudo label.
         ema_decay: of the teacher; the running mean starts short and never exceeds it.
-        max_zoom: random windows are up to this much magnified.
+        crop: sides of the windows trained on, as a share of the frame's.
+        scales: least and greatest magnification of a frame before its window is cut.
     """
 
     modality_dropout: bool
@@ -85,7 +86,16 @@ class TrainConfig:
     pseudo_ramp: int = 1
     pseudo_threshold: float = 0.0
     ema_decay: float = 0.99
-    max_zoom: float = 1.5
+    crop: float = 2 / 3
+    scales: tuple[float, float] = (0.75, 1.5)
+
+    def __post_init__(self) -> None:
+        for name in ("depth_range", "scales"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 0 < self.crop <= 1 or round(self.crop * self.short_side) < MIN_SIZE:
+            raise ValueError(
+                f"crop {self.crop} of short_side {self.short_side}: windows need {MIN_SIZE} pixels"
+            )
 
     def preprocessing(self) -> Preprocessing:
         """Give what is done to images before this recipe's network."""
@@ -113,12 +123,25 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
     if not isinstance(fields, dict) or fields.keys() - known:
         unknown = ", ".join(sorted(fields.keys() - known)) if isinstance(fields, dict) else "no mapping"
         raise M3LError(f"{path}: unknown recipe fields ({unknown}); known are {', '.join(sorted(known))}")
+    for name, value in fields.items():
+        if not _fits(value, get_type_hints(TrainConfig)[name]):
+            raise M3LError(f"{path}: {name} cannot be {value!r} (YAML takes 2e-3 for text; write 0.002)")
     try:
         config = TrainConfig(**{**fields, **overrides})
         config.preprocessing()
     except (TypeError, ValueError) as error:
         raise M3LError(f"{path}: {error}") from error
     return config
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value read from YAML is of a field's type; a whole number also serves as a float."""
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 class StepResult(NamedTuple):
@@ -189,7 +212,8 @@ class Trainer:
         config = self.config
         copies = 2 if config.modality_dropout else 1
         labelled = self._draw(self._labelled)
-        unlabelled = [self._draw(self._unlabelled)] if self.teacher else []
+        weight = self._pseudo_weight(step)
+        unlabelled = [self._draw(self._unlabelled)] if weight > 0 else []
         batch = _concatenate([labelled] * copies + unlabelled)
         missing = batch.missing
         if config.modality_dropout:
@@ -205,8 +229,7 @@ class Trainer:
         )
         loss_pseudo = torch.zeros((), device=self._device)
         pseudo_share = 0.0
-        weight = config.pseudo_weight * min(1.0, max(0.0, (step - config.pseudo_start) / config.pseudo_ramp))
-        if self.teacher and weight > 0:
+        if unlabelled:
             pseudo = self._pseudo_labels(_concatenate([labelled, *unlabelled]))
             of_labelled, of_unlabelled = pseudo.tensor_split([config.labelled_batch])
             loss_pseudo = pseudo_loss(outputs, torch.cat([of_labelled] * copies + [of_unlabelled]))
@@ -219,10 +242,20 @@ class Trainer:
         self._schedule.step()
         if self.teacher:
             update_teacher(self.teacher, self.student, step, config.ema_decay)
-        return StepResult(step, float(loss_supervised), float(loss_pseudo), pseudo_share, learning_rate)
+        return StepResult(step, loss_supervised.item(), loss_pseudo.item(), pseudo_share, learning_rate)
+
+    def _pseudo_weight(self, step: int) -> float:
+        if self.teacher is None:
+            return 0.0
+        config = self.config
+        return config.pseudo_weight * min(
+            1.0, max(0.0, (step + 1 - config.pseudo_start) / config.pseudo_ramp)
+        )
 
     def _draw(self, indices: Iterator[Tensor]) -> Batch:
-        return augment.weak(self._frames.batch(next(indices)), self.config.max_zoom, self._generator)
+        return augment.weak(
+            self._frames.batch(next(indices)), self.config.crop, self.config.scales, self._generator
+        )
 
     def _forward(self, model: LinearFusionSegmenter, batch: Batch, missing: Tensor) -> SegmenterOutput:
         inputs: Inputs = self.preprocessing.encode(batch.rgb.to(self._device), batch.depth_m.to(self._device))

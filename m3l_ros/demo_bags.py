@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -78,4 +79,9 @@ def write_recording(recording: Recording, path: Path, workers: int) -> None:
 
 def _render(place: tuple[int, int]) -> SceneFrame:
     room, index = place
-    return Scene(room).render(index, width=WIDTH, height=HEIGHT, rate_hz=RATE_HZ)
+    return _scene(room).render(index, width=WIDTH, height=HEIGHT, rate_hz=RATE_HZ)
+
+
+@lru_cache(maxsize=2)
+def _scene(room: int) -> Scene:
+    return Scene(room)

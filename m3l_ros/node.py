@@ -6,11 +6,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -55,6 +57,7 @@ class SegmentationNode(LifecycleNode):
         except M3LError:
             self.destroy_node()
             raise
+        self._answer_impossible_transitions()
         self._state = "unconfigured"
         self._error: str | None = None
         self._settings = read_parameters(self)
@@ -125,6 +128,20 @@ class SegmentationNode(LifecycleNode):
         """Go to finalized from whatever state; for the end of the process, when nothing spins any more."""
         if self._state in ("unconfigured", "inactive", "active"):
             self.trigger_shutdown()
+
+    def _answer_impossible_transitions(self) -> None:
+        """Answer a request for a transition that the state does not have; rclpy raises, and lets the caller wait."""
+        for service in self.services:
+            if service.srv_type is ChangeState:
+                service.callback = partial(self._change_state, service.callback)
+
+    def _change_state(self, change: Callable[[Any, Any], Any], request: Any, response: Any) -> Any:
+        try:
+            return change(request, response)
+        except Exception as error:  # rclpy's RCLError is not public
+            self.get_logger().error(f"transition refused in state {self._state}: {error}")
+            response.success = False
+            return response
 
     def _attempt(self, transition: str, action: Callable[[], None]) -> bool:
         try:

@@ -79,21 +79,25 @@ class Outputs:
             rgb: the (H, W, 3) colour image; None where colour is lost.
             camera_info: of colour; None where none has come.
         """
+        # All are made before any is published: a frame goes out whole or not at all.
+        messages: dict[str, Any] = {}
         if MASK in wanted:
-            self._publishers[MASK].publish(image_message(header, "mono8", prediction.labels))
+            messages[MASK] = image_message(header, "mono8", prediction.labels)
         if CAMERA_INFO in wanted and camera_info is not None and rgb is not None:
             camera_info.header = header
-            self._publishers[CAMERA_INFO].publish(camera_info)
+            messages[CAMERA_INFO] = camera_info
         if CONFIDENCE in wanted and prediction.confidence is not None:
-            self._publishers[CONFIDENCE].publish(image_message(header, "32FC1", prediction.confidence))
+            messages[CONFIDENCE] = image_message(header, "32FC1", prediction.confidence)
         if wanted & {COLOR, OVERLAY}:
             color = self._labels.colorize(prediction.labels)
             if COLOR in wanted:
-                self._publishers[COLOR].publish(image_message(header, "rgb8", color))
+                messages[COLOR] = image_message(header, "rgb8", color)
             if OVERLAY in wanted:
                 below = np.zeros_like(color) if rgb is None else rgb
                 painted = cv2.addWeighted(color, self._opacity, below, 1.0 - self._opacity, 0.0)
-                self._publishers[OVERLAY].publish(image_message(header, "rgb8", painted))
+                messages[OVERLAY] = image_message(header, "rgb8", painted)
+        for name, message in messages.items():
+            self._publishers[name].publish(message)
 
     def close(self) -> None:
         """Withdraw every topic."""
@@ -108,7 +112,7 @@ def image_message(header: Header, encoding: str, pixels: npt.NDArray[Any]) -> Im
     """
     pixels = np.ascontiguousarray(pixels)
     data = array("B")
-    data.frombytes(pixels.data)
+    data.frombytes(pixels.view(np.uint8).data)
     return Image(
         header=header,
         height=pixels.shape[0],

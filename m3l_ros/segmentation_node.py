@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 2
 
-_LAST_RESORT = 1.5
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_LAST_RESORT = 1.0
 _EXECUTOR_THREADS = 4
 
 _TOPICS = """\
@@ -41,23 +42,22 @@ topics, relative; remap them with --ros-args -r rgb/image:=/camera/color/image_r
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node with these arguments (the process's own by default); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # Blocked, in every thread to come, they wait for _run to ask for them: none is lost, whatever runs meanwhile.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         require_ros()
         from rclpy.utilities import remove_ros_args
 
         _parser().parse_args(remove_ros_args(arguments))
         os.environ.update(fastdds_environment(os.environ))
-        _run(arguments, stop)
+        _run(arguments)
     except M3LError as error:
         print(f"segmentation_node: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     return 0
 
 
-def _run(arguments: Sequence[str], stop: threading.Event) -> None:
+def _run(arguments: Sequence[str]) -> None:
     """Spin in a thread of its own, so that this one can wait for signals and end everything in order."""
     import rclpy
     from rclpy.executors import MultiThreadedExecutor
@@ -70,12 +70,14 @@ def _run(arguments: Sequence[str], stop: threading.Event) -> None:
     except Exception as error:  # rclpy's own class for arguments it cannot read is not public
         raise M3LError(f"ROS cannot be started: {' '.join(str(error).split())}") from error
     try:
+        if signal.sigpending() & _SIGNALS:
+            return
         node = SegmentationNode()
         executor = MultiThreadedExecutor(_EXECUTOR_THREADS)
         executor.add_node(node)
         spinning = threading.Thread(target=_spin, args=(executor, node), name="executor", daemon=True)
         spinning.start()
-        stop.wait()
+        signal.sigwait(_SIGNALS)
         _leave_within(_LAST_RESORT)
         executor.shutdown(timeout_sec=0)
         spinning.join()

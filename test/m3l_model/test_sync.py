@@ -268,8 +268,9 @@ def test_depth_that_is_not_accepted_does_not_end_the_outage(stamp: float):
 
 def test_outage_that_nobody_polled_is_seen_when_depth_comes_back():
     driver = with_depth(1000, now=0)
+    driver.rgb(1300, DEPTH_TIMEOUT - MAX_WAIT)
     driver.rgb(1480, DEPTH_TIMEOUT - 10)
-    assert driver.depth(1480, DEPTH_TIMEOUT + 50) == [(1480, None, "depth_lost")]
+    assert driver.depth(1480, 5000) == [(1300, None, "deadline"), (1480, None, "depth_lost")]
     assert not driver.sync.status().outage
 
 
@@ -287,15 +288,18 @@ def test_skewed_depth_is_no_outage_and_the_skew_is_named():
         assert status.skew_ns / MS == pytest.approx(skew, abs=200 if abs(skew) > 200 else 0)
 
 
-def test_aligned_streams_show_no_skew_even_after_an_outage():
+def test_outage_is_not_taken_for_skew():
     driver = Driver()
     for k in range(200):
-        if not 60 <= k < 120:
-            driver.depth(1000 + 33 * k, 33 * k)
-        driver.rgb(1000 + 33 * k, 33 * k + 1)
-    status = driver.sync.status()
-    assert status.skew_ns == 0
-    assert status.frames[Reason.DEPTH_LOST] > 0
+        if not 50 <= k < 150:
+            driver.depth(1000 + 10 * k, 10 * k)
+        driver.rgb(1000 + 10 * k, 10 * k + 1)
+        status = driver.sync.status()
+        if status.outage:
+            assert status.skew_ns is None
+        elif k >= 150:
+            assert status.skew_ns == 0
+    assert driver.sync.status().frames[Reason.DEPTH_LOST] > 0
 
 
 # Jumps
@@ -328,6 +332,13 @@ def test_one_second_back_is_no_jump():
     assert driver.depth(4000, 3) == []
     assert driver.sync.status().resets == 0
     assert driver.sync.status().rgb_dropped == 1
+
+
+def test_jump_back_is_measured_from_the_newest_stamp():
+    driver = with_depth(1000)
+    driver.rgb(2000, 1)
+    driver.rgb(1500, 2)
+    assert driver.rgb(999, 3) == [(1500, None, "reset"), (2000, None, "reset")]
 
 
 def test_now_going_back_starts_a_new_epoch():
@@ -374,6 +385,53 @@ def test_far_future_colour_does_not_wait_in_an_outage():
     driver.rgb(1000, 1)
     assert driver.rgb(HOUR, 33) == [(HOUR, None, "far_future")]
     assert driver.rgb(HOUR + 33, 66) == [(HOUR + 33, None, "depth_lost")]
+
+
+@pytest.mark.parametrize(
+    ("after", "agrees"), [(-1001, False), (-1000, True), (33, True), (10_000, True), (10_001, False)]
+)
+def test_next_stamp_agrees_from_one_second_before_to_ten_after(after: float, agrees: bool):
+    driver = with_depth(1000)
+    driver.rgb(1000, 1)
+    driver.rgb(HOUR, 33)
+    driver.rgb(HOUR + after, 66)
+    assert driver.sync.status().resets == agrees
+    assert driver.sync.status().frames[Reason.FAR_FUTURE] == (not agrees)
+
+
+def test_repeated_far_future_stamp_confirms_nothing():
+    driver = with_depth(1000)
+    driver.rgb(1000, 1)
+    for now in (10, 20):
+        assert driver.rgb(HOUR, now) == []
+        assert driver.depth(HOUR, now) == []
+    status = driver.sync.status()
+    assert (status.resets, status.rgb_dropped, status.depth_duplicate) == (0, 1, 1)
+
+
+def test_far_future_stamp_is_forgotten_once_the_next_one_disagreed():
+    driver = with_depth(1000)
+    driver.rgb(1000, 1)
+    driver.rgb(HOUR, 10)
+    driver.rgb(1033, 33)
+    driver.rgb(HOUR + 33, 66)
+    assert driver.sync.status().resets == 0
+
+
+def test_colour_before_a_far_future_frame_that_has_left_is_dropped():
+    driver = Driver()
+    driver.rgb(1000, 1)
+    assert driver.rgb(HOUR, 33) == [(HOUR, None, "far_future")]
+    assert driver.rgb(HOUR - 10, 66) == []
+    assert driver.rgb(HOUR, 70) == []
+    assert driver.rgb(HOUR + 33, 99) == [(HOUR + 33, None, "depth_lost")]
+
+
+def test_new_epoch_forgets_a_far_future_frame_that_has_left():
+    driver = Driver()
+    driver.rgb(5000, 1)
+    driver.rgb(HOUR, 33)
+    assert driver.rgb(1000, 66) == [(1000, None, "depth_lost")]
 
 
 def test_leap_ahead_of_both_streams_is_a_new_epoch_that_loses_no_pair():
@@ -515,6 +573,22 @@ def test_anchor_either_repeated_colour_is_no_colour():
     for k in range(30):
         driver.rgb(1000, 30 * k)
     assert driver.depth(1900, 900) == [(1900, 1900, "colour_lost")]
+
+
+def test_anchor_either_emits_no_depth_ahead_of_waiting_colour():
+    driver = with_depth(1000, now=0, anchor="either", max_wait=1000)
+    driver.rgb(1050, 10)
+    driver.depth(1010, 300)
+    assert driver.depth(1020, 600) == []
+    assert driver.depth(1070, 650) == [(1050, 1070, "paired")]
+    assert driver.depth(1103, 683) == [(1103, 1103, "colour_lost")]
+
+
+def test_anchor_either_when_now_goes_back_silence_goes_on_or_is_timed_anew():
+    driver = with_depth(1000, now=5000, anchor="either")
+    assert driver.depth(1033, 100) == []
+    assert driver.depth(1633, 100 + DEPTH_TIMEOUT + 1) == [(1633, 1633, "colour_lost")]
+    assert driver.depth(1666, 50) == [(1666, 1666, "colour_lost")]
 
 
 # Parameters and status

@@ -18,8 +18,10 @@ SOURCE_FILES = ("package.xml", "setup.py", "setup.cfg", "pyproject.toml", "LICEN
 
 
 class RunPython(Protocol):
+    """See the fixture ``run_python``."""
+
     def __call__(
-        self, *arguments: str | Path, path: Path | None = None, cwd: Path | None = None
+        self, *arguments: str | Path, path: Path | None = None
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -34,18 +36,16 @@ def source_copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return copy
 
 
-@pytest.fixture
-def run_python(tmp_path: Path) -> RunPython:
-    """Run this Python in a process of its own, in an empty folder and, if asked, with one more folder on its path."""
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory: pytest.TempPathFactory) -> RunPython:
+    """Run this Python in a process of its own, in an empty folder; ``path`` goes first on its path."""
+    empty = tmp_path_factory.mktemp("empty")
 
-    def run(
-        *arguments: str | Path, path: Path | None = None, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        environment = os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)}
+    def run(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *arguments],
-            cwd=cwd or tmp_path,
-            env=environment,
+            cwd=empty,
+            env=os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

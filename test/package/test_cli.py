@@ -13,7 +13,7 @@ import pytest
 
 from m3l_model import __version__
 
-PLUGIN = '''
+PLUGIN = """
 import os, signal, time
 HELP = "does what its argument says"
 
@@ -39,7 +39,7 @@ def run(args):
         raise BrokenPipeError("a worker's pipe")
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,9 @@ def test_a_missing_extra_is_named_in_one_line(run_python, plugins):
     result = run_python("-m", "m3l_model", "act", "lack", path=plugins)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("m3l act: error: needs rosbags, which is not installed: pip install 'm3l_ros[train]'")
+    assert line.startswith(
+        "m3l act: error: needs rosbags, which is not installed: pip install 'm3l_ros[train]'"
+    )
 
 
 @pytest.mark.parametrize("what", ["crash", "lose-worker"])

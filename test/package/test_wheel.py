@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import email
-import sys
 import zipfile
 from email.message import Message
 from pathlib import Path
@@ -18,10 +17,11 @@ DATA = "m3l_ros-0.1.0.data/data/share"
 
 
 @pytest.fixture(scope="module")
-def wheel(source_copy: Path, tmp_path_factory: pytest.TempPathFactory, run_python_once) -> Path:
+def wheel(source_copy: Path, tmp_path_factory: pytest.TempPathFactory, run_python) -> Path:
     """The wheel that pip builds from the sources."""
     folder = tmp_path_factory.mktemp("wheel")
-    run_python_once("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source_copy)
+    result = run_python("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source_copy)
+    assert result.returncode == 0, result.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -73,33 +73,42 @@ def test_package_xml_says_what_the_wheel_says(metadata, source_copy):
     assert metadata["Name"] == package.findtext("name") == "m3l_ros"
     assert metadata["Version"] == package.findtext("version") == m3l_model.__version__
     assert metadata["License"] == package.findtext("license") == "Apache-2.0"
-    assert (metadata["Maintainer"], metadata["Maintainer-email"]) == (maintainer.text, maintainer.get("email"))
+    assert (metadata["Maintainer"], metadata["Maintainer-email"]) == (
+        maintainer.text,
+        maintainer.get("email"),
+    )
     assert (package.findtext("description") or "").startswith(metadata["Summary"])
 
 
 @pytest.mark.parametrize("where", ["target", "prefix"])
-def test_installed_anywhere_it_finds_its_files(wheel, tmp_path, run_python, where):
-    root = tmp_path / "installed"
-    pip = ("-m", "pip", "install", "--no-deps", "--ignore-installed", "--no-compile", f"--{where}", root, wheel)
-    assert run_python(*pip).returncode == 0
-    packages = next(path.parent for path in root.rglob("m3l_model") if (path / "cli.py").is_file())
+def test_installed_anywhere_it_finds_its_files_and_has_its_programs_in_bin(
+    wheel, tmp_path, run_python, where
+):
+    pip = (
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--ignore-installed",
+        "--no-compile",
+        f"--{where}",
+        tmp_path,
+        wheel,
+    )
+    result = run_python(*pip)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.rglob("bin/*")} == {"m3l", "segmentation_node"}
+    assert not list(tmp_path.rglob("lib/m3l_ros"))
+    (cli,) = tmp_path.rglob("m3l_model/cli.py")
     result = run_python(
         "-c",
-        "from m3l_model import resources\n"
-        "print(resources.__file__)\n"
-        "print(resources.share_path('config/segmentation_node.yaml'))\n"
-        "print(resources.share_path('launch'))",
-        path=packages,
+        "from m3l_model import resources as r\n"
+        "print(r.__file__, r.share_path('config/segmentation_node.yaml'), r.share_path('launch'), sep='\\n')",
+        path=cli.parent.parent,
     )
+    share = tmp_path / "share" / "m3l_ros"
     assert result.stdout.splitlines() == [
-        str(packages / "m3l_model" / "resources.py"),
-        str(root / "share/m3l_ros/config/segmentation_node.yaml"),
-        str(root / "share/m3l_ros/launch"),
+        str(cli.with_name("resources.py")),
+        str(share / "config" / "segmentation_node.yaml"),
+        str(share / "launch"),
     ]
-
-
-def test_pip_puts_the_programs_in_bin(wheel, tmp_path, run_python):
-    assert run_python("-m", "pip", "install", "--no-deps", "--prefix", tmp_path, "--ignore-installed", wheel)
-    programs = {path.name for path in tmp_path.rglob("bin/*")}
-    assert {"m3l", "segmentation_node"} <= programs
-    assert not list(tmp_path.rglob("lib/m3l_ros"))

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's live part: the node and the bag player as processes of their own, and an observer that counts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rclpy
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+
+from m3l_model.bag_topics import Topics
+from m3l_model.errors import M3LError
+from m3l_model.images import to_labels
+from m3l_ros.transport import fastdds_environment
+
+START_TIMEOUT = 90.0
+SILENCE_TIMEOUT = 15.0
+STOP_TIMEOUT = 10.0
+QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=50)
+
+
+@dataclass
+class Observation:
+    """What came over DDS, in order of arrival; times are of the steady clock, in seconds.
+
+    Attributes:
+        colour: arrival of each colour image by stamp.
+        depth: stamps of the depth images.
+        masks: (stamp, arrival, (H, W) uint8) of every mask.
+    """
+
+    colour: dict[int, float] = field(default_factory=dict)
+    depth: set[int] = field(default_factory=set)
+    masks: list[tuple[int, float, npt.NDArray[np.uint8]]] = field(default_factory=list)
+
+    def masks_of(self, stamps: set[int]) -> Counter[int]:
+        """Count the masks of each of these stamps."""
+        return Counter(stamp for stamp, _, _ in self.masks if stamp in stamps)
+
+
+def run_live(
+    checkpoint: Path, bag: Path, topics: Topics, drop_depth: tuple[float, float], frames: int, logs: Path
+) -> Observation:
+    """Start the node, replay the bag to it with depth switched off for a while, and watch from outside.
+
+    Args:
+        checkpoint: the model the node runs.
+        bag: what is replayed, at its own rate.
+        topics: of the bag.
+        drop_depth: start and end of the outage in seconds from the bag's start.
+        frames: colour images in the bag.
+        logs: folder for what node and player print.
+
+    Raises:
+        M3LError: a process fails, or hangs; the message names its log.
+    """
+    assert topics.depth is not None
+    os.environ.update(
+        fastdds_environment(os.environ),
+        ROS_DOMAIN_ID=str(1 + os.getpid() % 100),
+        ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
+    )
+    node_command = [sys.executable, "-m", "m3l_ros.segmentation_node", "--ros-args"]
+    for name, value in (("checkpoint", str(checkpoint)), ("overload", "queue")):
+        node_command += ["-p", f"{name}:={value}"]
+    for name, topic in (("rgb/image", topics.rgb), ("depth/image", topics.depth)):
+        node_command += ["-r", f"{name}:={topic}"]
+    start, end = drop_depth
+    replay_command = [sys.executable, "-m", "m3l_model", "replay", str(bag), "--drop-depth", f"{start}:{end}"]
+    replay_command += ["--wait-for-subscribers", "2", "--topics", topics.rgb, topics.depth]
+
+    with _observe(topics) as (node, seen), _process(node_command, logs / "node.log") as segmentation:
+        _wait_until_active(node, segmentation, logs / "node.log")
+        with _process(replay_command, logs / "replay.log") as replay:
+            _wait_for_masks(seen, frames, segmentation, replay, logs)
+    return seen
+
+
+@contextmanager
+def _observe(topics: Topics) -> Iterator[tuple[Node, Observation]]:
+    """Subscribe to colour, depth and masks in a thread of its own."""
+    seen = Observation()
+
+    def on_colour(msg: Image) -> None:
+        seen.colour.setdefault(_stamp_ns(msg), time.monotonic())
+
+    def on_depth(msg: Image) -> None:
+        seen.depth.add(_stamp_ns(msg))
+
+    def on_mask(msg: Image) -> None:
+        seen.masks.append((_stamp_ns(msg), time.monotonic(), to_labels(msg).copy()))
+
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = Node("observer")
+        callbacks: dict[str, Callable[[Image], None]] = {
+            topics.rgb: on_colour,
+            str(topics.depth): on_depth,
+            "segmentation/mask": on_mask,
+        }
+        for topic, callback in callbacks.items():
+            node.create_subscription(Image, topic, callback, QOS)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        thread = threading.Thread(target=_spin, args=(executor,), name="observer", daemon=True)
+        thread.start()
+        try:
+            yield node, seen
+        finally:
+            executor.shutdown()
+            thread.join()
+            node.destroy_node()
+    finally:
+        rclpy.shutdown()
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        return
+
+
+@contextmanager
+def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process, its output in ``log``, and end it with SIGINT, as a user would."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(STOP_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+    if process.returncode != 0:
+        raise M3LError(f"{' '.join(command[2:4])} ended with exit code {process.returncode}; see {log}")
+
+
+def _wait_until_active(node: Node, process: subprocess.Popen[bytes], log: Path) -> None:
+    client = node.create_client(GetState, "segmentation_node/get_state")
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        if client.wait_for_service(0.5):
+            future = client.call_async(GetState.Request())
+            answered = threading.Event()
+            future.add_done_callback(lambda _, answered=answered: answered.set())
+            if answered.wait(2.0) and future.result().current_state.id == State.PRIMARY_STATE_ACTIVE:
+                return
+        time.sleep(0.1)
+    raise M3LError(f"the node did not become active within {START_TIMEOUT:.0f} s; see {log}")
+
+
+def _wait_for_masks(
+    seen: Observation,
+    frames: int,
+    segmentation: subprocess.Popen[bytes],
+    replay: subprocess.Popen[bytes],
+    logs: Path,
+) -> None:
+    """Wait until the bag is over and a mask has come for every frame, or none any more."""
+    count, since = -1, time.monotonic()
+    while replay.poll() is None or len(seen.masks) < frames:
+        if segmentation.poll() is not None:
+            raise M3LError(f"the node ended during the replay; see {logs / 'node.log'}")
+        if len(seen.masks) != count:
+            count, since = len(seen.masks), time.monotonic()
+        if time.monotonic() - since > (SILENCE_TIMEOUT if count else START_TIMEOUT):
+            return
+        time.sleep(0.1)
+
+
+def _stamp_ns(msg: Image) -> int:
+    return int(msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec)
