@@ -299,10 +299,11 @@ class RgbdSynchronizer:
         if stamp_ns <= 0:
             self._counts["depth_no_stamp"] += 1
             return frames
-        if stamp_ns == self._depth.far_ns or stamp_ns in self._depth_stamps:
+        new_epoch = self._depth.starts_epoch(stamp_ns)
+        if stamp_ns == self._depth.far_ns or (stamp_ns in self._depth_stamps and not new_epoch):
             self._counts["depth_duplicate"] += 1
             return frames
-        if self._depth.starts_epoch(stamp_ns):
+        if new_epoch:
             frames += self._new_epoch(stamp_ns)
         elif self._depth.far is not None:
             self._counts["depth_far_future"] += 1
@@ -311,22 +312,21 @@ class RgbdSynchronizer:
             self._depth.far_ns, self._depth.far = stamp_ns, image
             return frames
         self._queue_depth(image)
-        colour_lost = (
-            self._anchor == "either" and not self._waiting and self._rgb_silent_at <= image.arrived_ns
-        )
-        if colour_lost and (self._last_ns is None or stamp_ns > self._last_ns):
+        colour_lost = not self._waiting and self._rgb_silent_at <= image.arrived_ns
+        if self._anchor == "either" and colour_lost and self._is_newer(stamp_ns):
             self._close_at(stamp_ns)
             frames.append(self._frame(stamp_ns, None, image.msg, stamp_ns, Reason.COLOUR_LOST))
         return frames
+
+    def _is_newer(self, stamp_ns: int) -> bool:
+        return self._last_ns is None or stamp_ns > self._last_ns
 
     def _queue_rgb(self, image: _Image) -> None:
         stamp_ns = image.stamp_ns
         self._rgb.newest_ns = max(stamp_ns, self._rgb.newest_ns or stamp_ns)
         at = bisect_left(self._waiting, stamp_ns, key=lambda other: other.stamp_ns)
         later = self._waiting[at] if at < len(self._waiting) else None
-        if (self._last_ns is not None and stamp_ns <= self._last_ns) or (
-            later and later.stamp_ns == stamp_ns
-        ):
+        if not self._is_newer(stamp_ns) or (later and later.stamp_ns == stamp_ns):
             self._counts["rgb_dropped"] += 1
             return
         if later:  # which may not wait for this one beyond its own deadline
@@ -374,9 +374,9 @@ class RgbdSynchronizer:
 
     def _emit_far(self) -> list[Frame]:
         image, self._rgb.far = self._rgb.far, None
-        return (
-            [] if image is None else [self._frame(image.stamp_ns, image.msg, None, None, Reason.FAR_FUTURE)]
-        )
+        if image is None:
+            return []
+        return [self._frame(image.stamp_ns, image.msg, None, None, Reason.FAR_FUTURE)]
 
     def _emit_oldest(self, reason: Reason) -> Frame:
         """Emit the oldest waiting image; the reason to go without depth is void if there is one."""
@@ -400,9 +400,9 @@ class RgbdSynchronizer:
             return None
         after = bisect_left(stamps, stamp_ns)
         before = max(after - 1, 0)
-        return (
-            before if after == len(stamps) or stamp_ns - stamps[before] <= stamps[after] - stamp_ns else after
-        )
+        if after == len(stamps) or stamp_ns - stamps[before] <= stamps[after] - stamp_ns:
+            return before
+        return after
 
     def _close_at(self, stamp_ns: int) -> None:
         """No later frame is older than stamp_ns: of the depth up to it, only the newest can serve again."""

@@ -210,29 +210,25 @@ class Trainer:
     def _step(self, step: int) -> StepResult:
         """Do one step of the paper's figure 3: student on masked, disturbed frames, teacher on whole ones."""
         config = self.config
-        copies = 2 if config.modality_dropout else 1
-        labelled = self._draw(self._labelled)
         weight = self._pseudo_weight(step)
+        labelled = [self._draw(self._labelled) for _ in range(2 if config.modality_dropout else 1)]
         unlabelled = [self._draw(self._unlabelled)] if weight > 0 else []
-        batch = _concatenate([labelled] * copies + unlabelled)
+        batch = _concatenate(labelled + unlabelled)
         missing = batch.missing
         if config.modality_dropout:
             missing = draw_missing(missing, config.labelled_batch, self._generator)
 
         self.student.train()
         outputs = self._forward(self.student, augment.strong(batch, self._generator), missing)
-        labels = batch.labels[: copies * config.labelled_batch].to(self._device)
-        loss_supervised = supervised_loss(
-            SegmenterOutput(*(x[: len(labels)] for x in outputs)),
-            labels,
-            min_kept=int(OHEM_SHARE * labelled.labels.numel()),
-        )
+        count = len(labelled) * config.labelled_batch
+        labels = batch.labels[:count].to(self._device)
+        min_kept = int(OHEM_SHARE * labelled[0].labels.numel())
+        loss_supervised = supervised_loss(_select(outputs, slice(count)), labels, min_kept)
         loss_pseudo = torch.zeros((), device=self._device)
         pseudo_share = 0.0
         if unlabelled:
-            pseudo = self._pseudo_labels(_concatenate([labelled, *unlabelled]))
-            of_labelled, of_unlabelled = pseudo.tensor_split([config.labelled_batch])
-            loss_pseudo = pseudo_loss(outputs, torch.cat([of_labelled] * copies + [of_unlabelled]))
+            pseudo = self._pseudo_labels(unlabelled[0])
+            loss_pseudo = pseudo_loss(_select(outputs, slice(count, None)), pseudo)
             pseudo_share = float((pseudo != IGNORE_ID).float().mean())
 
         self._optimizer.zero_grad()
@@ -357,6 +353,10 @@ def train(
     }
     (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return checkpoint
+
+
+def _select(outputs: SegmenterOutput, samples: slice) -> SegmenterOutput:
+    return SegmenterOutput(*(x[samples] for x in outputs))
 
 
 def _concatenate(batches: list[Batch]) -> Batch:

@@ -93,9 +93,10 @@ class Demo:
         with self._step("report", "index.html, metrics.json and the bag with the masks"):
             frames = list(read_frames(held_out_bag, DEFAULT_TOPICS))
             live = self._live_metrics(seen, frames, outage)
-            self._write_masks(seen, frames)
+            withheld = _stamps_within(frames, outage)
+            self._write_masks(seen, frames, withheld)
             metrics = self._metrics(scores, live)
-            self._report(seen, frames, metrics)
+            self._report(seen, frames, withheld, metrics)
         self._write_metrics(metrics)
         return bool(live["one_mask_each"])
 
@@ -126,9 +127,7 @@ class Demo:
         """Compare what came over DDS with what the bag holds."""
         stamps = {frame.stamp_ns for frame in frames}
         masks = seen.masks_of(stamps)
-        in_outage = {
-            stamp for stamp in stamps if outage[0] <= (stamp - frames[0].stamp_ns) * 1e-9 < outage[1]
-        }
+        in_outage = _stamps_within(frames, outage)
         latencies = [1000 * live.latency_s for live in self._live_frames(seen, frames)]
         return {
             "colour_images": len(frames),
@@ -136,13 +135,11 @@ class Demo:
             "without_mask": len(stamps - masks.keys()),
             "surplus": len(seen.masks) - len(masks),
             "one_mask_each": len(masks) == len(frames) == len(seen.masks),
-            "depth_images": len(seen.depth),
             "outage": {
                 "start_s": outage[0],
                 "end_s": outage[1],
                 "colour_images": len(in_outage),
                 "masks": len(in_outage & masks.keys()),
-                "depth_images": len(in_outage & seen.depth),
             },
             "latency_ms": {
                 "p50": float(np.percentile(latencies, 50)) if latencies else None,
@@ -157,19 +154,18 @@ class Demo:
                 time_s=(stamp - frames[0].stamp_ns) * 1e-9,
                 accuracy=float((mask == truths[stamp]).mean()),
                 latency_s=arrival - seen.colour[stamp],
-                depth=stamp in seen.depth,
             )
             for stamp, arrival, mask in seen.masks
             if stamp in truths and stamp in seen.colour
         ]
 
-    def _write_masks(self, seen: Observation, frames: list[BagFrame]) -> None:
+    def _write_masks(self, seen: Observation, frames: list[BagFrame], withheld: set[int]) -> None:
         """Record what was replayed, with the masks and their colours, as a bag."""
         masks = {stamp: mask for stamp, _, mask in seen.masks}
         k = camera_matrix(WIDTH, HEIGHT)
         with BagWriter(self.out / "masks") as bag:
             for frame in frames:
-                depth = _as_replayed(frame, seen)
+                depth = _as_replayed(frame, withheld)
                 mask = masks.get(frame.stamp_ns)
                 bag.write_frame(frame.stamp_ns, FRAME_ID, frame.rgb, depth, mask, k, MASK_TOPICS)
                 if mask is not None:
@@ -186,7 +182,11 @@ class Demo:
                 "labelled": train_rooms.labelled,
                 "rooms": train_rooms.rooms,
             },
-            "held_out": {"frames": held_out_rooms.frames, "rooms": held_out_rooms.rooms},
+            "held_out": {
+                "frames": held_out_rooms.frames,
+                "rooms": held_out_rooms.rooms,
+                "seconds_per_room": held_out_rooms.frames_per_room / RATE_HZ,
+            },
             "offline": {name: score.to_dict() for name, score in scores.items()},
             "live": live,
             "seconds": self._seconds,
@@ -196,14 +196,16 @@ class Demo:
             },
         }
 
-    def _report(self, seen: Observation, frames: list[BagFrame], metrics: dict[str, Any]) -> None:
+    def _report(
+        self, seen: Observation, frames: list[BagFrame], withheld: set[int], metrics: dict[str, Any]
+    ) -> None:
         masks = {stamp: mask for stamp, _, mask in seen.masks}
         columns = np.linspace(0, len(frames) - 1, 2 * STRIP_COLUMNS + 1).astype(int)[1::2]
         strip = [
             StripFrame(
                 time_s=(frame.stamp_ns - frames[0].stamp_ns) * 1e-9,
                 rgb=frame.rgb,
-                depth_mm=_as_replayed(frame, seen),
+                depth_mm=_as_replayed(frame, withheld),
                 mask=masks[frame.stamp_ns],
                 truth=frame.labels,
             )
@@ -218,9 +220,15 @@ class Demo:
         (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
-def _as_replayed(frame: BagFrame, seen: Observation) -> npt.NDArray[np.uint16] | None:
+def _stamps_within(frames: list[BagFrame], seconds: tuple[float, float]) -> set[int]:
+    """Give the stamps from ``seconds[0]`` on and before ``seconds[1]``, counted from the first frame."""
+    first_ns = frames[0].stamp_ns
+    return {f.stamp_ns for f in frames if seconds[0] <= (f.stamp_ns - first_ns) * 1e-9 < seconds[1]}
+
+
+def _as_replayed(frame: BagFrame, withheld: set[int]) -> npt.NDArray[np.uint16] | None:
     """Give the depth image in millimetres, None where it was switched off."""
-    if frame.depth is None or frame.stamp_ns not in seen.depth:
+    if frame.depth is None or frame.stamp_ns in withheld:
         return None
     return frame.depth.astype(np.uint16)
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from sensor_msgs.msg import Image
 from m3l_model.bag_topics import Topics
 from m3l_model.errors import M3LError
 from m3l_model.images import to_labels
-from m3l_ros.transport import fastdds_environment
+from m3l_ros.isolation import isolated_environment
 
 START_TIMEOUT = 90.0
 SILENCE_TIMEOUT = 15.0
@@ -43,12 +43,10 @@ class Observation:
 
     Attributes:
         colour: arrival of each colour image by stamp.
-        depth: stamps of the depth images.
         masks: (stamp, arrival, (H, W) uint8) of every mask.
     """
 
     colour: dict[int, float] = field(default_factory=dict)
-    depth: set[int] = field(default_factory=set)
     masks: list[tuple[int, float, npt.NDArray[np.uint8]]] = field(default_factory=list)
 
     def masks_of(self, stamps: set[int]) -> Counter[int]:
@@ -73,11 +71,6 @@ def run_live(
         M3LError: a process fails, or hangs; the message names its log.
     """
     assert topics.depth is not None
-    os.environ.update(
-        fastdds_environment(os.environ),
-        ROS_DOMAIN_ID=str(1 + os.getpid() % 100),
-        ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
-    )
     node_command = [sys.executable, "-m", "m3l_ros.segmentation_node", "--ros-args"]
     for name, value in (("checkpoint", str(checkpoint)), ("overload", "queue")):
         node_command += ["-p", f"{name}:={value}"]
@@ -85,25 +78,27 @@ def run_live(
         node_command += ["-r", f"{name}:={topic}"]
     start, end = drop_depth
     replay_command = [sys.executable, "-m", "m3l_model", "replay", str(bag), "--drop-depth", f"{start}:{end}"]
-    replay_command += ["--wait-for-subscribers", "2", "--topics", topics.rgb, topics.depth]
+    replay_command += ["--wait-for-subscribers", f"{START_TIMEOUT}", "--topics", topics.rgb, topics.depth]
 
-    with _observe(topics) as (node, seen), _process(node_command, logs / "node.log") as segmentation:
-        _wait_until_active(node, segmentation, logs / "node.log")
-        with _process(replay_command, logs / "replay.log") as replay:
-            _wait_for_masks(seen, frames, segmentation, replay, logs)
+    with isolated_environment() as environment:
+        os.environ.update(environment)
+        with _observe(topics.rgb) as (node, seen), _process(node_command, logs / "node.log") as segmentation:
+            _wait_until_active(node, segmentation, logs / "node.log")
+            with _process(replay_command, logs / "replay.log") as replay:
+                _wait_for_masks(seen, frames, segmentation, replay, logs)
     return seen
 
 
 @contextmanager
-def _observe(topics: Topics) -> Iterator[tuple[Node, Observation]]:
-    """Subscribe to colour, depth and masks in a thread of its own."""
+def _observe(rgb_topic: str) -> Iterator[tuple[Node, Observation]]:
+    """Subscribe to colour and masks in a thread of its own.
+
+    Depth is left to the node, so that the player, which waits for subscribers of both topics, waits for the node.
+    """
     seen = Observation()
 
     def on_colour(msg: Image) -> None:
         seen.colour.setdefault(_stamp_ns(msg), time.monotonic())
-
-    def on_depth(msg: Image) -> None:
-        seen.depth.add(_stamp_ns(msg))
 
     def on_mask(msg: Image) -> None:
         seen.masks.append((_stamp_ns(msg), time.monotonic(), to_labels(msg).copy()))
@@ -111,13 +106,8 @@ def _observe(topics: Topics) -> Iterator[tuple[Node, Observation]]:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = Node("observer")
-        callbacks: dict[str, Callable[[Image], None]] = {
-            topics.rgb: on_colour,
-            str(topics.depth): on_depth,
-            "segmentation/mask": on_mask,
-        }
-        for topic, callback in callbacks.items():
-            node.create_subscription(Image, topic, callback, QOS)
+        node.create_subscription(Image, rgb_topic, on_colour, QOS)
+        node.create_subscription(Image, "segmentation/mask", on_mask, QOS)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         thread = threading.Thread(target=_spin, args=(executor,), name="observer", daemon=True)

@@ -47,12 +47,11 @@ class StripFrame:
 
 @dataclass(frozen=True)
 class LiveFrame:
-    """One live mask: seconds from the start, share of pixels right, seconds from image to mask, whether depth came."""
+    """One live mask: seconds from the start, share of pixels right, seconds from image to mask."""
 
     time_s: float
     accuracy: float
     latency_s: float
-    depth: bool
 
 
 def write_report(

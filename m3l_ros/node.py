@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +59,7 @@ class SegmentationNode(LifecycleNode):
             self.destroy_node()
             raise
         self._answer_impossible_transitions()
+        self._transition = threading.Lock()  # held by whoever changes what is below
         self._state = "unconfigured"
         self._error: str | None = None
         self._settings = read_parameters(self)
@@ -65,6 +67,7 @@ class SegmentationNode(LifecycleNode):
         self._inputs: Inputs | None = None
         self._core: RgbdSynchronizer | None = None
         self._outage: bool | None = None
+        self._outage_lock = threading.Lock()
         self._image_group = MutuallyExclusiveCallbackGroup()
 
         self._diagnostics = Diagnostics(self.get_fully_qualified_name().lstrip("/"))
@@ -85,49 +88,52 @@ class SegmentationNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, warm it up and offer the outputs."""
-        self._state = "configuring"
-        done = self._attempt("configure", self._configure)
-        if not done:
-            self._release()
-        self._state = "inactive" if done else "unconfigured"
-        return _SUCCESS if done else _FAILURE
+        with self._transition:
+            self._state = "configuring"
+            done = self._attempt("configure", self._configure)
+            if not done:
+                self._release()
+            self._state = "inactive" if done else "unconfigured"
+            return _SUCCESS if done else _FAILURE
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images."""
-        done = self._attempt("activate", self._activate)
-        if not done:
-            self._deactivate()
-        self._state = "active" if done else "inactive"
-        return _SUCCESS if done else _FAILURE
+        with self._transition:
+            done = self._attempt("activate", self._activate)
+            if not done:
+                self._deactivate()
+            self._state = "active" if done else "inactive"
+            return _SUCCESS if done else _FAILURE
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, finish the frame in hand and discard those that wait."""
-        self._deactivate()
-        self._state = "inactive"
-        return _SUCCESS
+        with self._transition:
+            self._deactivate()
+            self._state = "inactive"
+            return _SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Withdraw the outputs and free the model."""
-        self._release()
-        self._state = "unconfigured"
-        return _SUCCESS
+        return self._go_to("unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop whatever runs and free everything, for good."""
-        self._release()
-        self._state = "finalized"
-        return _SUCCESS
+        return self._go_to("finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything, so that the node can be configured again."""
-        self._release()
-        self._state = "unconfigured"
-        return _SUCCESS
+        return self._go_to("unconfigured")
+
+    def _go_to(self, state: str) -> TransitionCallbackReturn:
+        with self._transition:
+            self._release()
+            self._state = state
+            return _SUCCESS
 
     def shut_down(self) -> None:
-        """Go to finalized from whatever state; for the end of the process, when nothing spins any more."""
-        if self._state in ("unconfigured", "inactive", "active"):
-            self.trigger_shutdown()
+        """Stop working and free everything, whatever the state; for the end of the process, when nothing spins."""
+        with self._transition:
+            self._release()
 
     def _answer_impossible_transitions(self) -> None:
         """Answer a request for a transition that the state does not have; rclpy raises, and lets the caller wait."""
@@ -221,8 +227,11 @@ class SegmentationNode(LifecycleNode):
             self._note_outage(self._inputs.sync_status())
 
     def _note_outage(self, sync: SyncStatus) -> None:
-        """Log once that depth was lost, and once that it is back."""
-        before, self._outage = self._outage, sync.outage
+        """Log once that depth was lost, and once that it is back; nothing before the first image."""
+        if not (sync.rgb_accepted or sync.depth_accepted):
+            return
+        with self._outage_lock:
+            before, self._outage = self._outage, sync.outage
         if before == sync.outage:
             return
         if sync.outage:
@@ -232,8 +241,11 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().info("depth is back: segmenting colour and depth")
 
     def _publish_diagnostics(self) -> None:
+        snapshot = self._snapshot()
+        if snapshot.inputs and snapshot.sync:
+            self._note_outage(snapshot.sync)
         self._diagnostics_publisher.publish(
-            self._diagnostics.message(self.get_clock().now().to_msg(), self._snapshot())
+            self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
         )
 
     def _snapshot(self) -> Snapshot:

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +114,7 @@ class BagPlayer:
         node: Node,
         path: str | Path,
         options: ReplayOptions | None = None,
-        report: Callable[[str], None] = partial(print, flush=True),
+        report: Callable[[str], None] = print,
     ) -> None:
         self._node = node
         self._path = Path(path)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from m3l_model.errors import M3LError
 from m3l_ros.availability import require_ros
@@ -40,7 +41,10 @@ topics, relative; remap them with --ros-args -r rgb/image:=/camera/color/image_r
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the node with these arguments (the process's own by default); returns the exit code."""
+    """Run the node with these arguments (the process's own by default).
+
+    Once the node has run, the process ends here with code 0; otherwise the exit code is returned.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Blocked, in every thread to come, they wait for _run to ask for them: none is lost, whatever runs meanwhile.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -51,57 +55,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().parse_args(remove_ros_args(arguments))
         os.environ.update(fastdds_environment(os.environ))
         _run(arguments)
+        _end_process()
     except M3LError as error:
         print(f"segmentation_node: error: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    return 0
+    return EXIT_ERROR
 
 
 def _run(arguments: Sequence[str]) -> None:
-    """Spin in a thread of its own, so that this one can wait for signals and end everything in order."""
+    """Run the node until a signal comes, or came while Python was still importing."""
     import rclpy
-    from rclpy.executors import MultiThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
-
-    from m3l_ros.node import SegmentationNode
 
     try:
         rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's own class for arguments it cannot read is not public
         raise M3LError(f"ROS cannot be started: {' '.join(str(error).split())}") from error
     try:
-        if signal.sigpending() & _SIGNALS:
-            return
-        node = SegmentationNode()
-        executor = MultiThreadedExecutor(_EXECUTOR_THREADS)
-        executor.add_node(node)
-        spinning = threading.Thread(target=_spin, args=(executor, node), name="executor", daemon=True)
-        spinning.start()
-        signal.sigwait(_SIGNALS)
-        _leave_within(_LAST_RESORT)
-        executor.shutdown(timeout_sec=0)
-        spinning.join()
-        node.shut_down()
-        node.destroy_node()
+        if not signal.sigpending() & _SIGNALS:
+            _spin_until_signalled()
+            gc.collect()  # what is left of the node keeps its DDS participant alive, and others would go on seeing it
     finally:
         rclpy.shutdown()
 
 
-def _spin(executor: Executor, node: Node) -> None:
+def _spin_until_signalled() -> None:
+    """Run the node's callbacks in threads of their own, so that this one can wait and then end things in order."""
+    from rclpy.executors import MultiThreadedExecutor
+
+    from m3l_ros.node import SegmentationNode
+
+    node = SegmentationNode()
+    executor = MultiThreadedExecutor(_EXECUTOR_THREADS)
+    executor.add_node(node)
+    ending = threading.Event()
+    spinning = threading.Thread(target=_spin, args=(executor, node, ending), name="executor", daemon=True)
+    spinning.start()
+    signal.sigwait(_SIGNALS)
+    _leave_within(_LAST_RESORT)
+    ending.set()
+    executor.shutdown(timeout_sec=0)
+    spinning.join()
+    node.shut_down()
+    node.destroy_node()
+
+
+def _spin(executor: Executor, node: Node, ending: threading.Event) -> None:
     """Spin until the executor is shut down; a callback that raises is logged and the others go on."""
-    while True:
+    while not ending.is_set():
         try:
             executor.spin()
-            return
         except Exception as error:
-            node.get_logger().error(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            if not ending.is_set():
+                node.get_logger().error(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _leave_within(seconds: float) -> None:
     """End the process then, whatever it does: loading a model or one slow inference cannot be interrupted."""
-    last_resort = threading.Timer(seconds, os._exit, (0,))
+    last_resort = threading.Timer(seconds, _end_process)
     last_resort.daemon = True
     last_resort.start()
+
+
+def _end_process() -> NoReturn:
+    """Leave without the interpreter's farewell: torch's takes longer than all the rest."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

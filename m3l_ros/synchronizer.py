@@ -88,9 +88,13 @@ class RgbdTimeSynchronizer(SimpleFilter):
         self._deliver()
 
     def status(self) -> SyncStatus:
-        """Counters and state, for diagnostics."""
+        """Counters and state as of now, for diagnostics; hands over what has fallen due by now."""
         with self._lock:
-            return self._core.status()
+            if not self._closed:
+                self._due.extend(self._core.poll(self._clock.now().nanoseconds))
+            status = self._core.status()
+        self._deliver()
+        return status
 
     def close(self) -> list[Frame]:
         """Stop for good; returns the frames that nobody will get. What the filters still send is ignored."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 HELP = "publish a bag's topics as recorded, and withhold depth when told to"
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )
     rclpy.init(args=["--ros-args", *args.ros_args], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        player = BagPlayer(rclpy.create_node("m3l_replay"), args.bag, options)
+        player = BagPlayer(rclpy.create_node("m3l_replay"), args.bag, options, partial(print, flush=True))
         try:
             player.play()
         except KeyboardInterrupt:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes in processes of their own, and in this one a robot that has a camera and listens, on a ROS graph of their own."""
+"""Nodes in processes of their own, and in this one a robot that has a camera and listens, on a private ROS graph."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,7 +105,9 @@ class Robot:
         pixels = frame_rgb(index)
         if self.compressed:
             bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-            msg = CompressedImage(format="rgb8; jpeg compressed bgr8", data=cv2.imencode(".jpg", bgr)[1].tobytes())
+            msg = CompressedImage(
+                format="rgb8; jpeg compressed bgr8", data=cv2.imencode(".jpg", bgr)[1].tobytes()
+            )
         else:
             msg = image_message(pixels, "rgb8")
         return stamp(msg, index)
@@ -193,10 +196,8 @@ class Robot:
         self.diagnostics = {pair.key: pair.value for pair in message.status[0].values}
 
     def _spin(self) -> None:
-        try:
+        with suppress(ExternalShutdownException):
             self._executor.spin()
-        except ExternalShutdownException:
-            pass
 
 
 def frame_rgb(index: int) -> np.ndarray:

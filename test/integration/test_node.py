@@ -63,7 +63,9 @@ def exits_cleanly(node, number):
     assert "Traceback" not in node.log
 
 
-def test_one_mask_per_frame_through_an_outage(start_node, start_robot, images_of, checkpoint, predictor, class_names):
+def test_one_mask_per_frame_through_an_outage(
+    start_node, start_robot, images_of, checkpoint, predictor, class_names
+):
     robot = start_robot()
     node = start_node("-p", f"checkpoint:={checkpoint}", *PATIENT)
     robot.listen("camera_info", CameraInfo)
@@ -118,7 +120,9 @@ def test_one_mask_per_frame_through_an_outage(start_node, start_robot, images_of
     exits_cleanly(node, signal.SIGINT)
 
 
-def test_compressed_images_in_a_namespace_by_one_remap(start_node, start_robot, images_of, checkpoint, predictor):
+def test_compressed_images_in_a_namespace_by_one_remap(
+    start_node, start_robot, images_of, checkpoint, predictor
+):
     robot = start_robot(
         namespace="/front", rgb_topic="/cam/color", depth_topic="/front/depth/image", compressed=True
     )
@@ -144,7 +148,9 @@ def test_compressed_images_in_a_namespace_by_one_remap(start_node, start_robot, 
     exits_cleanly(node, signal.SIGTERM)
 
 
-def test_failing_configure_leaves_a_node_that_works_once_mended(start_node, start_robot, checkpoint, tmp_path):
+def test_failing_configure_leaves_a_node_that_works_once_mended(
+    start_node, start_robot, checkpoint, tmp_path
+):
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"\x09" + bytes(7) + b"{no model")
     robot = start_robot()

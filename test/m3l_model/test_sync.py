@@ -325,6 +325,14 @@ def test_histories_are_cleared_by_a_jump_back():
     assert driver.flush() == [(3000, None, "deadline")]  # its depth is forgotten
 
 
+def test_bag_that_loops_within_the_depth_kept_is_a_new_epoch_and_no_repetition():
+    driver = Driver()
+    for now in range(0, 6000, 100):
+        driver.depth(1000 + now % 2000, now)
+    status = driver.sync.status()
+    assert (status.resets, status.depth_duplicate) == (2, 0)
+
+
 def test_one_second_back_is_no_jump():
     driver = with_depth(5000)
     driver.rgb(5000, 1)

@@ -40,12 +40,16 @@ def source_copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def run_python(tmp_path_factory: pytest.TempPathFactory) -> RunPython:
     """Run this Python in a process of its own, in an empty folder; ``path`` goes first on its path."""
     empty = tmp_path_factory.mktemp("empty")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # what runs is small: threads would only get in each other's way
 
     def run(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=empty,
-            env=os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)},
+            env=environment if path is None else {**environment, "PYTHONPATH": str(path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

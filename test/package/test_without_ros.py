@@ -91,7 +91,9 @@ def test_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
                 k=np.eye(3),
             )
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("{modality_dropout: true, mean_teacher: true, short_side: 48, steps: 2}")
+    recipe.write_text(
+        "{modality_dropout: true, mean_teacher: true, short_side: 48, steps: 1, labelled_batch: 1, unlabelled_batch: 1}"
+    )
     train = ("train", "--bag", bag, "--labels", "demo", "--config", recipe, "--out", out, "--device", "cpu")
     result = run_python("-m", "m3l_model", *train, path=without_m3l_ros)
     assert result.returncode == 0, result.stderr
