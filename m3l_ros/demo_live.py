@@ -72,7 +72,7 @@ def run_live(
     """
     assert topics.depth is not None
     node_command = [sys.executable, "-m", "m3l_ros.segmentation_node", "--ros-args"]
-    for name, value in (("checkpoint", str(checkpoint)), ("overload", "queue")):
+    for name, value in (("checkpoint", str(checkpoint)), ("overload", "queue"), ("input_depth", "50")):
         node_command += ["-p", f"{name}:={value}"]
     for name, topic in (("rgb/image", topics.rgb), ("depth/image", topics.depth)):
         node_command += ["-r", f"{name}:={topic}"]

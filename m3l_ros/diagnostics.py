@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,8 @@ _SILENT_AFTER = 3.0
 class Snapshot:
     """The node at one moment. Counters run since it was configured; what is None is not there in that state."""
 
+    time: float
+    """Steady time, s."""
     state: str
     """Lifecycle state."""
     error: str | None
@@ -56,7 +57,7 @@ class Diagnostics:
     def __init__(self, name: str) -> None:
         self._name = name
         self._before: tuple[float, int, int] | None = None
-        self._colour_seen = time.monotonic()
+        self._colour_seen = 0.0
 
     def message(self, stamp: Any, snapshot: Snapshot) -> DiagnosticArray:
         """The message for now.
@@ -65,11 +66,10 @@ class Diagnostics:
             stamp: builtin_interfaces/Time.
             snapshot: the node now.
         """
-        now = time.monotonic()
-        rgb_rate, depth_rate = self._rates(now, snapshot.sync)
+        rgb_rate, depth_rate = self._rates(snapshot.time, snapshot.sync)
         if rgb_rate or snapshot.inputs is None:
-            self._colour_seen = now
-        level, text = _judge(snapshot, now - self._colour_seen)
+            self._colour_seen = snapshot.time
+        level, text = _judge(snapshot, snapshot.time - self._colour_seen)
         values: dict[str, object] = {"state": snapshot.state}
         if snapshot.inputs:
             values |= {

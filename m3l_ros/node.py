@@ -259,6 +259,7 @@ class SegmentationNode(LifecycleNode):
         elif core is not None:
             sync = core.status()
         return Snapshot(
+            time=time.monotonic(),
             state=self._state,
             error=self._error,
             model=None

@@ -101,8 +101,8 @@ class Robot:
         if rgb:
             self.rgb.publish(self.rgb_message(index))
 
-    def rgb_message(self, index: int) -> Any:
-        pixels = frame_rgb(index)
+    def rgb_message(self, index: int, scale: int = 1) -> Any:
+        pixels = frame_rgb(index).repeat(scale, axis=0).repeat(scale, axis=1)
         if self.compressed:
             bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
             msg = CompressedImage(
@@ -271,6 +271,7 @@ class NodeProcess:
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Environment of the test's processes, this one included: a ROS graph of their own."""
     with isolated_environment() as own:
+        own["OMP_NUM_THREADS"] = "1"  # the images are small: threads would only get in each other's way
         for name, value in own.items():
             monkeypatch.setenv(name, value)
         yield own

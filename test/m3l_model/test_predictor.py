@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3l_model import LinearFusionSegmenter, M3LError, Predictor, save_checkpoint
+from m3l_model import LinearFusionSegmenter, M3LError, Prediction, Predictor, save_checkpoint
 from m3l_model.preprocessing import Preprocessing
 
 
@@ -31,6 +31,11 @@ def predictor(checkpoint: Path) -> Predictor:
 def frame() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (90, 120, 3), np.uint8), rng.integers(500, 5000, (90, 120), np.uint16)
+
+
+def confidence(prediction: Prediction) -> np.ndarray:
+    assert prediction.confidence is not None
+    return prediction.confidence
 
 
 def test_labels_and_confidence_have_the_colour_image_s_size(predictor: Predictor, frame: tuple) -> None:
@@ -57,7 +62,7 @@ def test_predicts_what_the_network_says(predictor: Predictor, checkpoint: Path) 
     with torch.no_grad():
         probability = model(inputs.rgb, inputs.depth, depth_valid=inputs.depth_valid).fused.softmax(1)[0]
     prediction = predictor.predict(rgb, depth)
-    np.testing.assert_allclose(prediction.confidence, probability.amax(0), atol=1e-5)
+    np.testing.assert_allclose(confidence(prediction), probability.amax(0), atol=1e-5)
     top_two = probability.topk(2, dim=0).values
     decided = ((top_two[0] - top_two[1]) > 1e-4).numpy()
     assert decided.mean() > 0.9
@@ -67,7 +72,7 @@ def test_predicts_what_the_network_says(predictor: Predictor, checkpoint: Path) 
 def test_metres_and_millimetres_are_one_depth(predictor: Predictor, frame: tuple) -> None:
     rgb, depth = frame
     a, b = predictor.predict(rgb, depth), predictor.predict(rgb, depth.astype(np.float32) / 1000)
-    np.testing.assert_allclose(a.confidence, b.confidence, atol=1e-5)
+    np.testing.assert_allclose(confidence(a), confidence(b), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +89,8 @@ def test_depth_of_nothing_but_holes_is_missing_depth(
     without = predictor.predict(frame[0], None)
     with_holes = predictor.predict(frame[0], holes)
     assert with_holes.used == without.used == ("rgb",)
-    np.testing.assert_array_equal(with_holes.confidence, without.confidence)
-    assert (without.confidence != predictor.predict(*frame).confidence).any()
+    np.testing.assert_array_equal(confidence(with_holes), confidence(without))
+    assert (confidence(without) != confidence(predictor.predict(*frame))).any()
 
 
 def test_depth_alone_is_segmented_at_its_own_size(predictor: Predictor, frame: tuple) -> None:
@@ -107,7 +112,8 @@ def test_any_image_size_is_segmented(predictor: Predictor, shape: tuple[int, int
 
 
 def test_confidence_is_left_out_when_not_asked_for(predictor: Predictor, frame: tuple) -> None:
-    with_it, without = predictor.predict(*frame), predictor.predict(*frame, with_confidence=False)
+    rgb, depth = frame
+    with_it, without = predictor.predict(rgb, depth), predictor.predict(rgb, depth, with_confidence=False)
     assert without.confidence is None
     np.testing.assert_array_equal(with_it.labels, without.labels)
 

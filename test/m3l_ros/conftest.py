@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ROS in the test's own process, on a graph that nobody else uses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: pip install -e '.[ros]'")
+
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+
+from m3l_ros.isolation import isolated_environment
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], Any], str], Any]:
+    """Wait for a condition; fail, saying what was waited for, if it takes longer than even a slow machine would."""
+
+    def wait(condition: Callable[[], Any], what: str) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"waited {PATIENCE:g} s in vain for {what}")
+            time.sleep(0.005)
+        return value
+
+    return wait
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Environment of a ROS graph of the test's own, which is this process's too."""
+    with isolated_environment() as own:
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
+        yield own
+
+
+@pytest.fixture
+def context(environment: dict[str, str]) -> Iterator[Context]:
+    """ROS in this process."""
+    context = Context()
+    context.init(domain_id=int(environment["ROS_DOMAIN_ID"]))
+    yield context
+    context.try_shutdown()
+
+
+@pytest.fixture
+def node(context: Context) -> Iterator[Node]:
+    """A node whose callbacks run, in other threads, while the test does."""
+    node = Node("test", context=context)
+    executor = MultiThreadedExecutor(2, context=context)
+    executor.add_node(node)
+
+    def spin() -> None:
+        with suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    yield node
+    executor.shutdown()
+    thread.join()
+    node.destroy_node()

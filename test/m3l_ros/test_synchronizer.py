@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The synchronizer's ROS face; its policy is tested in test/m3l_model/test_sync.py."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
+
+from m3l_model.sync import Reason, RgbdSynchronizer
+from m3l_ros.providers import SimpleFilter
+from m3l_ros.synchronizer import RgbdTimeSynchronizer
+
+
+class Bench:
+    """A synchronizer with its two inputs."""
+
+    def __init__(self, node, **core):
+        policy = {"slop": 0.02, "max_wait": 0.1, "depth_timeout": 3600.0, "queue_size": 1000, **core}
+        self.rgb, self.depth = SimpleFilter(), SimpleFilter()
+        self.synchronizer = RgbdTimeSynchronizer(
+            node, RgbdSynchronizer(**policy), self.rgb, self.depth, ReentrantCallbackGroup()
+        )
+        self.frames = []
+        self.synchronizer.registerCallback(self.frames.append)
+
+    def send_rgb(self, milliseconds):
+        self.rgb.signalMessage(image(milliseconds))
+
+    def send_depth(self, milliseconds):
+        self.depth.signalMessage(image(milliseconds))
+
+
+def image(milliseconds):
+    message = Image()
+    message.header.stamp.sec, rest = divmod(milliseconds, 1000)
+    message.header.stamp.nanosec = rest * 1_000_000
+    return message
+
+
+@pytest.fixture
+def make_bench(node):
+    benches = []
+
+    def make(**core):
+        benches.append(Bench(node, **core))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.synchronizer.close()
+
+
+def test_equal_stamps_pair_at_once(make_bench):
+    bench = make_bench()
+    bench.send_depth(1000)
+    bench.send_rgb(1000)
+    [frame] = bench.frames
+    assert (frame.stamp_ns, frame.reason) == (10**9, Reason.PAIRED)
+    assert frame.rgb.header.stamp.sec == frame.depth.header.stamp.sec == 1
+
+
+def test_frame_goes_out_by_the_timer_when_nothing_more_arrives(make_bench, wait_until):
+    bench = make_bench()
+    bench.send_depth(1000)
+    bench.send_rgb(1500)
+    bench.send_rgb(1600)
+    wait_until(lambda: len(bench.frames) == 2, "the timer")
+    assert [frame.reason for frame in bench.frames] == [Reason.DEADLINE, Reason.DEADLINE]
+
+
+def test_timer_rests_when_nothing_waits(make_bench, node):
+    bench = make_bench()
+    bench.send_depth(1000)
+    bench.send_rgb(1000)
+    [timer] = node.timers
+    assert timer.is_canceled()
+    assert bench.synchronizer.status().waiting == 0
+
+
+def test_no_frame_waits_long_for_a_clock_that_stands(make_bench, node, wait_until):
+    """Simulated time without anybody who publishes it."""
+    node.set_parameters([Parameter("use_sim_time", value=True)])
+    wait_until(lambda: node.get_clock().ros_time_is_active, "simulated time")
+    bench = make_bench(max_wait=1.0)
+    bench.send_depth(1000)
+    begin = time.monotonic()
+    for milliseconds in (1500, 1533, 1566):
+        bench.send_rgb(milliseconds)
+    assert not bench.frames
+    wait_until(lambda: len(bench.frames) == 3, "the frames")
+    assert time.monotonic() - begin >= 1.0
+    assert node.get_clock().now().nanoseconds == 0
+    bench.send_depth(2000)
+    bench.send_rgb(2000)
+    assert [frame.reason for frame in bench.frames] == [Reason.DEADLINE] * 3 + [Reason.PAIRED]
+
+
+def test_callbacks_run_under_no_lock_and_one_at_a_time(make_bench):
+    """A callback that comes back, from whatever thread, neither hangs nor is called within itself."""
+    bench = make_bench()
+    depth, deepest = 0, 0
+
+    def come_back(frame):
+        nonlocal depth, deepest
+        depth += 1
+        deepest = max(deepest, depth)
+        if len(bench.frames) < 5:
+            next_stamp = frame.stamp_ns // 1_000_000 + 100
+            other = threading.Thread(
+                target=lambda: (bench.send_depth(next_stamp), bench.send_rgb(next_stamp))
+            )
+            other.start()
+            other.join()
+            bench.synchronizer.status()
+        depth -= 1
+
+    bench.synchronizer.registerCallback(come_back)
+    bench.send_depth(1000)
+    bench.send_rgb(1000)
+    assert [frame.stamp_ns // 1_000_000 for frame in bench.frames] == [1000, 1100, 1200, 1300, 1400]
+    assert deepest == 1
+
+
+def test_frames_keep_their_order_when_threads_compete(make_bench, wait_until):
+    bench = make_bench(max_wait=1.0)
+    stamps = range(1000, 1000 + 10 * 300, 10)
+    bench.send_depth(999)
+    threads = [
+        threading.Thread(target=lambda send=send: [send(stamp) for stamp in stamps])
+        for send in (bench.send_rgb, bench.send_depth)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: len(bench.frames) == len(stamps), "every frame")
+    assert [frame.stamp_ns // 1_000_000 for frame in bench.frames] == list(stamps)
+
+
+def test_close_returns_what_waits_and_ignores_what_comes(make_bench):
+    bench = make_bench()
+    bench.send_depth(1000)
+    bench.send_rgb(1500)
+    left = bench.synchronizer.close()
+    assert [frame.stamp_ns for frame in left] == [1_500_000_000]
+    bench.send_rgb(1600)
+    bench.send_depth(1600)
+    assert not bench.frames
+    status = bench.synchronizer.status()
+    assert (status.rgb_accepted, status.waiting) == (1, 0)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3l_ros.worker import FrameWorker
+
+
+class Handler:
+    """Handles a frame each time the test lets it."""
+
+    def __init__(self):
+        self.handled = []
+        self.begun = threading.Semaphore(0)
+        self.allowed = threading.Semaphore(0)
+
+    def __call__(self, frame):
+        self.begun.release()
+        self.allowed.acquire()
+        self.handled.append(frame)
+
+    def allow(self, count):
+        self.allowed.release(count)
+
+
+@pytest.fixture
+def handler():
+    return Handler()
+
+
+def occupy(worker, handler):
+    """Have the worker busy with frame 0."""
+    assert worker.offer(0) is None
+    handler.begun.acquire()
+
+
+def test_newest_frame_replaces_the_one_that_waits(handler):
+    worker = FrameWorker(handler, capacity=1, newest_wins=True)
+    occupy(worker, handler)
+    assert [worker.offer(frame) for frame in (1, 2, 3)] == [None, 1, 2]
+    handler.allow(2)
+    handler.begun.acquire()
+    assert worker.stop() == []
+    assert handler.handled == [0, 3]
+
+
+def test_queue_refuses_what_it_has_no_place_for(handler):
+    worker = FrameWorker(handler, capacity=2, newest_wins=False)
+    occupy(worker, handler)
+    assert [worker.offer(frame) for frame in (1, 2, 3)] == [None, None, 3]
+    handler.allow(3)
+    for _ in range(2):
+        handler.begun.acquire()
+    assert worker.stop() == []
+    assert handler.handled == [0, 1, 2]
+
+
+def test_stop_finishes_the_frame_in_hand_and_returns_the_others(handler):
+    worker = FrameWorker(handler, capacity=5, newest_wins=False)
+    occupy(worker, handler)
+    for frame in (1, 2):
+        worker.offer(frame)
+    threading.Timer(0.01, handler.allow, (1,)).start()
+    assert worker.stop() == [1, 2]
+    assert handler.handled == [0]
+    assert worker.stopping
+    assert worker.offer(3) == 3
+
+
+def test_stop_gives_up_on_a_frame_that_takes_too_long(handler):
+    worker = FrameWorker(handler, capacity=1, newest_wins=True)
+    occupy(worker, handler)
+    assert worker.stop(timeout=0.01) == []
+    assert handler.handled == []
+    handler.allow(1)
+
+
+@given(frames=st.integers(0, 60), capacity=st.integers(1, 5), newest_wins=st.booleans())
+def test_every_frame_is_handled_or_given_back_and_order_is_kept(frames, capacity, newest_wins):
+    handled = []
+    worker = FrameWorker(handled.append, capacity, newest_wins)
+    displaced = [worker.offer(frame) for frame in range(frames)]
+    left = worker.stop()
+    assert sorted([*handled, *left, *(frame for frame in displaced if frame is not None)]) == list(
+        range(frames)
+    )
+    assert handled == sorted(handled)
