@@ -6,6 +6,7 @@
 
 import os
 
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
@@ -20,7 +21,6 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from m3l_model.bag_topics import DEFAULT_TOPICS
 from m3l_model.resources import share_path
 from m3l_ros.transport import fastdds_environment

@@ -6,12 +6,12 @@ Include it in a launch file of your own, once for each camera, with a namespace 
 
 import os
 
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchContext, LaunchDescription
 from m3l_model.bag_topics import DEFAULT_TOPICS
 from m3l_model.resources import share_path
 from m3l_ros.transport import fastdds_environment

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from m3l_model.errors import M3LError
-from m3l_ros.availability import require_ros
+from m3l_ros.availability import start_ros, without_ros_arguments
 from m3l_ros.parameters import parameter_infos
 from m3l_ros.transport import fastdds_environment
 
@@ -49,27 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Blocked, in every thread to come, they wait for _run to ask for them: none is lost, whatever runs meanwhile.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        require_ros()
-        from rclpy.utilities import remove_ros_args
-
-        _parser().parse_args(remove_ros_args(arguments))
+        _parser().parse_args(without_ros_arguments(arguments))
         os.environ.update(fastdds_environment(os.environ))
-        _run(arguments)
+        start_ros(arguments)
+        _run()
         _end_process()
     except M3LError as error:
         print(f"segmentation_node: error: {error}", file=sys.stderr)
     return EXIT_ERROR
 
 
-def _run(arguments: Sequence[str]) -> None:
-    """Run the node until a signal comes, or came while Python was still importing."""
+def _run() -> None:
+    """Run the node until a signal comes, unless one came while Python was still importing."""
     import rclpy
-    from rclpy.signals import SignalHandlerOptions
 
-    try:
-        rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # rclpy's own class for arguments it cannot read is not public
-        raise M3LError(f"ROS cannot be started: {' '.join(str(error).split())}") from error
     try:
         if not signal.sigpending() & _SIGNALS:
             _spin_until_signalled()

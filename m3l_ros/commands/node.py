@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it until it is interrupted."""
+    from m3l_ros.availability import require_ros
     from m3l_ros.segmentation_node import main
 
+    require_ros()
     parameters = ["-p", f"checkpoint:={args.checkpoint}"] if args.checkpoint else []
     return main(["--ros-args", *args.ros_args, *parameters])

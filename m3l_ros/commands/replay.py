@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Publish the bag; an interrupt is a normal end."""
     from m3l_model.errors import M3LError
-    from m3l_ros.availability import require_ros
+    from m3l_ros.availability import require_ros, start_ros
     from m3l_ros.transport import fastdds_environment
 
     require_ros()
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
 
     import rclpy
-    from rclpy.signals import SignalHandlerOptions
 
     from m3l_ros.replay import BagPlayer, Interval, ReplayOptions
 
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         delay=args.delay,
         wait_for_subscribers=args.wait_for_subscribers,
     )
-    rclpy.init(args=["--ros-args", *args.ros_args], signal_handler_options=SignalHandlerOptions.NO)
+    start_ros(["--ros-args", *args.ros_args])
     try:
         player = BagPlayer(rclpy.create_node("m3l_replay"), args.bag, options, partial(print, flush=True))
         try:

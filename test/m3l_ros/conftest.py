@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2: pip install -e '.[ros]'")
 
 from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.exceptions import InvalidHandle
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 
 from m3l_ros.isolation import isolated_environment
@@ -62,13 +62,20 @@ def node(context: Context) -> Iterator[Node]:
     executor = MultiThreadedExecutor(2, context=context)
     executor.add_node(node)
 
+    ending = threading.Event()
+
     def spin() -> None:
-        with suppress(ExternalShutdownException):
+        try:
             executor.spin()
+        except (
+            InvalidHandle
+        ):  # a callback that ends while the executor is shut down finds its guard condition gone
+            assert ending.is_set()
 
     thread = threading.Thread(target=spin, daemon=True)
     thread.start()
     yield node
+    ending.set()
     executor.shutdown()
     thread.join()
     node.destroy_node()

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from m3l_ros import segmentation_node
+from m3l_ros.availability import without_ros_arguments
 from m3l_ros.commands import node, replay
 from m3l_ros.parameters import parameter_infos
 
@@ -27,14 +28,24 @@ def test_ros_arguments_are_passed_on_whole():
 
 
 def test_node_command_is_the_node_with_a_checkpoint(monkeypatch):
-    given = []
-    monkeypatch.setattr(segmentation_node, "main", lambda argv: given.append(argv) or 0)
+    given: list[list[str]] = []
+
+    def main(argv):
+        given.append(argv)
+        return 0
+
+    monkeypatch.setattr(segmentation_node, "main", main)
     node.run(parse(node, "--checkpoint", "my model.safetensors", "--ros-args", "-p", "slop:=0.1"))
     node.run(parse(node))
     assert given == [
         ["--ros-args", "-p", "slop:=0.1", "-p", "checkpoint:=my model.safetensors"],
         ["--ros-args"],
     ]
+
+
+def test_own_arguments_are_told_from_those_of_ros():
+    arguments = ["--help", "--ros-args", "-p", "a:=b", "--", "--more", "--ros-args", "-r", "c:=d"]
+    assert without_ros_arguments(arguments) == ["--help", "--more"]
 
 
 def run_node(*arguments, **environment):

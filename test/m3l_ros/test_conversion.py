@@ -11,9 +11,8 @@ from m3l_model.images import ImageFormatError, to_rgb
 from m3l_ros.conversion import CvBridgeConverter
 from m3l_ros.providers import find_ros2_package
 
-pytestmark = pytest.mark.skipif(
-    find_ros2_package("cv_bridge") is None, reason="ROS 2's cv_bridge is not installed"
-)
+if find_ros2_package("cv_bridge") is None:
+    pytest.skip("ROS 2's cv_bridge is not installed", allow_module_level=True)
 
 CHANNELS = {
     **{

@@ -4,8 +4,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
+from std_msgs.msg import Header
 
 from m3l_model.sync import RgbdSynchronizer
 from m3l_ros.diagnostics import Diagnostics, ModelStatus, Snapshot
@@ -49,7 +49,7 @@ def active(core, time=0.0, **counts):
 def report(*snapshots, diagnostics=None):
     diagnostics = diagnostics or Diagnostics("front/segmentation_node")
     for snapshot in snapshots:
-        message = diagnostics.message(Time(sec=7), snapshot)
+        message = diagnostics.message(Header().stamp, snapshot)
     [status] = message.status
     return status, {pair.key: pair.value for pair in status.values}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ class Bench:
         self.wait_until = wait_until
         self.model = StandIn()
         self.outputs = Outputs(node, LABELS, opacity=0.25)
-        self.heard = {name: [] for name in outputs}
+        self.heard: dict[str, list[Any]] = {name: [] for name in outputs}
         self.subscriptions = [
             node.create_subscription(
                 CameraInfo if name == "camera_info" else Image, f"segmentation/{name}", heard.append, 50
@@ -59,7 +60,9 @@ class Bench:
             for name, heard in self.heard.items()
         ]
         wait_until(lambda: self.outputs.wanted() == set(outputs), "the listeners")
-        self.pipeline = Pipeline(self.model, self.outputs, NodeParameters(**parameters), node.get_logger())
+        self.pipeline = Pipeline(
+            cast(Any, self.model), self.outputs, NodeParameters(**parameters), node.get_logger()
+        )
         self.pipeline.start()
 
     def submit(self, *values, info=None):

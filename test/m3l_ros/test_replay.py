@@ -18,7 +18,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
 from m3l_model.bags import DEFAULT_TOPICS, BagReader, BagWriter
-from m3l_ros.replay import BagPlayer, Interval, ReplayError, ReplayOptions
+from m3l_ros.replay import BagPlayer, Interval, ReplayOptions
 
 START_NS = 1_600_000_000 * 10**9
 FRAMES = 10
@@ -80,7 +80,7 @@ def listen(node):
     """Subscribe to a topic; returns the list that its messages are put into, serialized."""
 
     def start(topic, message_type=Image, qos=100):
-        heard = []
+        heard: list[bytes] = []
         node.create_subscription(message_type, topic, heard.append, qos, raw=True)
         return heard
 
@@ -88,7 +88,7 @@ def listen(node):
 
 
 def play(player_node, bag, **options):
-    lines = []
+    lines: list[str] = []
     player = BagPlayer(player_node, bag, ReplayOptions(**options), lines.append)
     return player.play(), lines
 
@@ -148,7 +148,7 @@ def test_clock_runs_with_the_bag(bag, player_node, listen, wait_until):
 
 
 def test_latched_topics_reach_those_who_come_late(latched_bag, player_node, listen, wait_until):
-    counts, lines = play(player_node, latched_bag, topics=["/tf_static", "/map"])
+    counts, _ = play(player_node, latched_bag, topics=["/tf_static", "/map"])
     assert counts.published == {"/tf_static": 1, "/map": 1}
     qos = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     for topic in ("/tf_static", "/map"):
@@ -206,5 +206,5 @@ def test_interval_is_read(text, interval):
 
 @pytest.mark.parametrize("text", ["", "10", "20:10", "-1:3", "a:b", "3:3"])
 def test_other_text_is_no_interval(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"is not BEGIN:END|could not convert"):
         Interval.parse(text)

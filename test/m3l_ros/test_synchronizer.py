@@ -11,7 +11,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 
-from m3l_model.sync import Reason, RgbdSynchronizer
+from m3l_model.sync import Frame, Reason, RgbdSynchronizer
 from m3l_ros.providers import SimpleFilter
 from m3l_ros.synchronizer import RgbdTimeSynchronizer
 
@@ -25,7 +25,7 @@ class Bench:
         self.synchronizer = RgbdTimeSynchronizer(
             node, RgbdSynchronizer(**policy), self.rgb, self.depth, ReentrantCallbackGroup()
         )
-        self.frames = []
+        self.frames: list[Frame] = []
         self.synchronizer.registerCallback(self.frames.append)
 
     def send_rgb(self, milliseconds):

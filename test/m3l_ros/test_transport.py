@@ -83,14 +83,14 @@ def test_profile_adds_a_segment_of_64_mib_and_keeps_udp(repository):
     }
     assert set(transports) == {"SHM", "UDPv4"}
     assert transports["SHM"].findtext(f"{PROFILES}segment_size") == str(64 * 2**20)
-    used = [element.text for element in root.find(f".//{PROFILES}userTransports")]
+    used = [element.text for element in root.iterfind(f".//{PROFILES}userTransports/")]
     assert used == [transports[kind].findtext(f"{PROFILES}transport_id") for kind in ("SHM", "UDPv4")]
 
 
 def test_with_the_profile_no_image_is_lost_even_by_best_effort(environment, node, wait_until):
     if not fastdds_environment({}):
         pytest.skip("shared memory is too small")
-    heard = []
+    heard: list[Image] = []
     qos = QoSProfile(depth=IMAGES, reliability=ReliabilityPolicy.BEST_EFFORT)
     node.create_subscription(Image, "image", heard.append, qos)
     camera = subprocess.Popen(

@@ -81,7 +81,7 @@ def test_stop_gives_up_on_a_frame_that_takes_too_long(handler):
 
 @given(frames=st.integers(0, 60), capacity=st.integers(1, 5), newest_wins=st.booleans())
 def test_every_frame_is_handled_or_given_back_and_order_is_kept(frames, capacity, newest_wins):
-    handled = []
+    handled: list[int] = []
     worker = FrameWorker(handled.append, capacity, newest_wins)
     displaced = [worker.offer(frame) for frame in range(frames)]
     left = worker.stop()

@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import signal
 
-import cv2
 import numpy as np
 import pytest
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo
 
+from m3l_model.images import to_rgb
 from m3l_model.predictor import Predictor
 
 PATIENT = [
@@ -143,8 +143,7 @@ def test_compressed_images_in_a_namespace_by_one_remap(
 
     assert [stamp_ns(mask) for mask in masks] == stamps_of(range(6))
     for index, mask in enumerate(masks):
-        jpeg = np.frombuffer(robot.rgb_message(index).data, np.uint8)
-        rgb = cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        rgb = to_rgb(robot.rgb_message(index))
         assert used(mask, predictor, rgb, images_of(index)[1]) == ("both" if index < 4 else "colour")
 
     exits_cleanly(node, signal.SIGTERM)
@@ -188,7 +187,9 @@ def test_failing_configure_leaves_a_node_that_works_once_mended(
     exits_cleanly(node, signal.SIGTERM)
 
 
-def test_best_effort_camera_is_followed_and_a_signal_interrupts_inference(start_node, start_robot, checkpoint):
+def test_best_effort_camera_is_followed_and_a_signal_interrupts_inference(
+    start_node, start_robot, checkpoint
+):
     """The publishers come after the subscription, which was reliable by then."""
     node = start_node("-p", f"checkpoint:={checkpoint}", *PATIENT)
     listener = start_robot(rgb_topic="/elsewhere/rgb", depth_topic="/elsewhere/depth")

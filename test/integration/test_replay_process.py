@@ -59,7 +59,9 @@ def test_every_frame_of_a_bag_gets_its_mask_while_depth_drops_out(
     robot.listen("mask")
     robot.wait_until(lambda: robot.diagnostics.get("subscribed outputs") == "mask", "the node to be active")
 
-    replay, log = start_replay(str(bag), "--clock", "--drop-depth", "0.7:1.35", "--wait-for-subscribers", "60")
+    replay, log = start_replay(
+        str(bag), "--clock", "--drop-depth", "0.7:1.35", "--wait-for-subscribers", "60"
+    )
     assert replay.wait(60) == 0, log.read_text()
 
     masks = robot.wait_for_masks(FRAMES)
@@ -69,7 +71,9 @@ def test_every_frame_of_a_bag_gets_its_mask_while_depth_drops_out(
     robot.wait_until(lambda: robot.diagnostics.get("received") == str(FRAMES), "the books")
     unpaired = FRAMES - int(robot.diagnostics["frames: paired"])
     assert unpaired >= 7, "the node had no depth for the frames at 0.7 to 1.3 s"
-    published = f"published {FRAMES * 5 - 7} messages, 7 depth images withheld"  # 3 images and 2 infos a frame
+    published = (
+        f"published {FRAMES * 5 - 7} messages, 7 depth images withheld"  # 3 images and 2 infos a frame
+    )
     assert published in log.read_text()
     assert node.alive
 
