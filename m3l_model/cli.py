@@ -17,6 +17,7 @@ from typing import Protocol, cast
 
 from m3l_model import __version__
 from m3l_model.errors import M3LError
+from m3l_model.openmp import share_cores
 
 PROGRAM = "m3l"
 COMMAND_GROUP = "m3l.commands"
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit codes: 0 done, 2 wrong use or an ``M3LError``, 130 interrupted, 141 the reader of stdout went away; a command
     may have others of its own.
     """
+    share_cores(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
     try:
