@@ -32,6 +32,8 @@ _logger = logging.getLogger(__name__)
 FORMAT = "m3l"
 FORMAT_VERSION = "1"
 
+_UNKNOWN_FILE = "neither an m3l safetensors file nor a PyTorch checkpoint"
+
 
 class CheckpointError(M3LError):
     """A checkpoint that cannot be read or written; the message names the file."""
@@ -107,7 +109,10 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     model = _load_own(path) if _is_safetensors(path) else _load_reference(path)
-    return model.to(map_location).eval()
+    try:
+        return model.to(map_location).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"{path}: cannot be put on {str(map_location)!r}: {_line(error)}") from error
 
 
 def from_reference(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,6 +160,16 @@ def reference_to_own_name(name: str) -> str:
     return name
 
 
+def _is_pickle(path: Path) -> bool:
+    """Tell by content: torch writes a zip archive or, formerly, a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(2)[:1] in (b"P", b"\x80")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 def _is_safetensors(path: Path) -> bool:
     """Tell by content: a safetensors file opens with a header length and a JSON object."""
     with path.open("rb") as file:
@@ -175,16 +190,18 @@ def _load_own(path: Path) -> LinearFusionSegmenter:
             f"{path}: format version {header.get('format_version')}, this m3l reads {FORMAT_VERSION}"
         )
     try:
-        model = LinearFusionSegmenter(
-            header["backbone"], int(header["num_classes"]), float(header["fusion_ratio"])
-        )
-        metadata = Metadata(
-            LabelSet.from_json(header["labels"]), Preprocessing(**json.loads(header["preprocessing"]))
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged metadata ({error}); train or export it again") from error
+        labels = LabelSet.from_json(header["labels"])
+        preprocessing = Preprocessing(**json.loads(header["preprocessing"]))
+        num_classes = int(header["num_classes"])
+        if num_classes != len(labels.classes):
+            raise ValueError(f"{len(labels.classes)} class names for {num_classes} classes")
+        model = LinearFusionSegmenter(header["backbone"], num_classes, float(header["fusion_ratio"]))
+    except (KeyError, TypeError, ValueError, M3LError) as error:
+        raise CheckpointError(
+            f"{path}: damaged metadata ({_line(error)}); train or export it again"
+        ) from error
     _load_weights(model, tensors, path)
-    model.metadata = metadata
+    model.metadata = Metadata(labels, preprocessing)
     return model
 
 
@@ -192,16 +209,15 @@ def _load_reference(path: Path) -> LinearFusionSegmenter:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""
-        )
+        if not _is_pickle(path):
+            raise CheckpointError(f"{path}: {_UNKNOWN_FILE}") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise CheckpointError(
-            f"{path}: refused, the pickle holds more than tensors and could run code. {reason.strip()}".strip()
+            f"{path}: refused: it holds more than tensors{what} and could run code"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path}: neither an m3l safetensors file nor a PyTorch checkpoint ({type(error).__name__})"
-        ) from error
+        raise CheckpointError(f"{path}: {_UNKNOWN_FILE}") from error
     tensors = _teacher_tensors(content, path)
     backbone, num_classes = _identify(tensors, path)
     model = LinearFusionSegmenter(backbone, num_classes)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from m3l_model.augment import Batch
 from m3l_model.bags import Topics, read_frames
@@ -62,7 +63,7 @@ def load_frames(
     columns: list[tuple[np.ndarray, ...]] = []
     size: tuple[int, int] | None = None
     for bag, topics in bags.items():
-        for frame in read_frames(bag, topics):
+        for frame in tqdm(read_frames(bag, topics), desc=f"read {bag.name}", unit="frame", mininterval=1):
             wanted = preprocessing.input_size(*frame.rgb.shape[:2])
             size = size or wanted
             if wanted != size:
@@ -76,8 +77,8 @@ def load_frames(
             )
             ids = np.full(size, IGNORE_ID, np.uint8)
             if frame.labels is not None:
-                source = f"{bag} at {frame.stamp_ns}"
-                ids = resize_nearest(labels.decode(frame.labels, source), size)
+                ids = labels.decode(frame.labels, f"{bag} at {frame.stamp_ns}")
+                ids = resize_nearest(np.where(ids == labels.ignore_id, np.uint8(IGNORE_ID), ids), size)
             columns.append(
                 (
                     resize_rgb(frame.rgb, size),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,16 +39,21 @@ class SegFormerHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Decode four maps (B, h_i, w_i, C_i), largest first, to logits (B, num_classes, h_1, w_1)."""
         size = maps[0].shape[1:3]
+        fuses = self.fuse.weight.flatten(1).chunk(4, dim=1)[::-1]
+        layers = [layer for layer in self.linears if isinstance(layer, nn.Linear)]
+        bias = torch.stack([fuse @ layer.bias for fuse, layer in zip(fuses, layers, strict=True)]).sum(0)
         merged: Tensor | None = None
-        bias = self.fuse.weight.new_zeros(self.fuse.out_channels)
-        slices = reversed(self.fuse.weight.flatten(1).chunk(4, dim=1))
-        for x_BHWC, linear, fuse in zip(maps, self.linears, slices, strict=True):
-            assert isinstance(linear, nn.Linear)
-            projected = functional.linear(x_BHWC, fuse @ linear.weight).permute(0, 3, 1, 2)
-            bias = bias + fuse @ linear.bias
-            if projected.shape[-2:] != size:
-                projected = functional.interpolate(projected, size=size, mode="bilinear", align_corners=False)
-            merged = projected if merged is None else merged + projected
+        for x_BHWC, layer, fuse in zip(maps, layers, fuses, strict=True):
+            weight = fuse @ layer.weight
+            projected = functional.linear(x_BHWC, weight, bias if merged is None else None).permute(
+                0, 3, 1, 2
+            )
+            if merged is None:
+                merged = projected
+            else:
+                merged = merged + functional.interpolate(
+                    projected, size=size, mode="bilinear", align_corners=False
+                )
         assert merged is not None
-        x = functional.relu(self.bn(merged + bias[:, None, None]))
+        x = functional.relu(self.bn(merged))
         return self.classifier(self.dropout(x))

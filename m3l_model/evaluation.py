@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from m3l_model.bags import BagFrame, Topics, read_frames
 from m3l_model.errors import M3LError
 from m3l_model.metrics import ConfusionMatrix
 from m3l_model.predictor import Predictor
+from m3l_model.preprocessing import resize_nearest, to_metres
 
 CONDITIONS = ("both", "rgb_only", "depth_only")
 
@@ -70,7 +72,7 @@ def evaluate(predictor: Predictor, frames: Iterable[BagFrame]) -> Scores:
         frames: frames with labels.
 
     Raises:
-        M3LError: a label image holds ids that the model's label set does not know.
+        M3LError: a label image holds ids that the model's label set does not know, or no frame has depth.
     """
     labels = predictor.labels
     matrices = {condition: ConfusionMatrix(len(labels.classes), labels.ignore_id) for condition in CONDITIONS}
@@ -78,18 +80,21 @@ def evaluate(predictor: Predictor, frames: Iterable[BagFrame]) -> Scores:
     for frame in frames:
         assert frame.labels is not None
         truth = labels.decode(frame.labels, f"label image at {frame.stamp_ns}")
-        inputs = {
-            "both": (frame.rgb, frame.depth),
-            "rgb_only": (frame.rgb, None),
-            "depth_only": (None, frame.depth),
-        }
+        depth = None
+        if frame.depth is not None and (metres := to_metres(frame.depth)).any():
+            depth = resize_nearest(metres, truth.shape)
+        inputs = {"both": (frame.rgb, depth), "rgb_only": (frame.rgb, None), "depth_only": (None, depth)}
         for condition, (rgb, depth) in inputs.items():
-            if rgb is None and (depth is None or not depth.any()):
+            if rgb is None and depth is None:
                 continue
             prediction = predictor.predict(rgb, depth, with_confidence=False)
             matrices[condition].add(truth, prediction.labels)
         count += 1
+    if not count:
+        raise M3LError("no frame was scored; ask for at least one")
     miou = {condition: matrix.miou() for condition, matrix in matrices.items()}
+    if not math.isfinite(miou["depth_only"]):
+        raise M3LError("no labelled frame has depth; name the depth topic with --depth-topic")
     return Scores(
         **miou,
         robust=sum(miou.values()) / len(miou),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From image messages to arrays, for anything with the fields of sensor_msgs/Image or sensor_msgs/CompressedImage.
 
-The pixel formats are converted by rosbags-image and OpenCV; here is what they leave out: row padding, checks of sizes,
-compressed depth, and which encodings are colour, depth or labels.
+The colour formats are converted by rosbags-image, imported only where one is to be converted (on a robot cv_bridge does
+it), and OpenCV. Here is what they leave out: row padding, checks of sizes, compressed depth, and which encodings are
+colour, depth or labels.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import cv2
 import numpy as np
 import numpy.typing as npt
-from rosbags.image import ImageError, image_to_cvimage
-from rosbags.image.image import to_cvtype
 
 from m3l_model.errors import M3LError
 
@@ -27,6 +26,16 @@ LABEL_ENCODINGS = frozenset({"mono8", "8UC1"})
 _COLOR_PREFIXES = ("rgb", "bgr", "mono8", "bayer_", "yuv", "uyvy", "yuyv", "nv12", "nv21")
 _CHROMA_BELOW = frozenset({"nv12", "nv21"})
 """Encodings whose colour lies in height / 2 more rows, below the brightness."""
+
+_AS_STORED: dict[str, tuple[str, int]] = {
+    "rgb8": ("uint8", 3),
+    "mono8": ("uint8", 1),
+    "8UC1": ("uint8", 1),
+    "mono16": ("uint16", 1),
+    "16UC1": ("uint16", 1),
+    "32FC1": ("float32", 1),
+}
+"""Type and channels of the encodings that may be used without conversion."""
 
 _Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 
@@ -149,15 +158,28 @@ class _PackedImage(NamedTuple):
 
 
 def _convert(msg: RawImage, color_space: str | None) -> Any:
+    if color_space in (None, msg.encoding) and msg.encoding in _AS_STORED:
+        dtype, channels = _AS_STORED[msg.encoding]
+        packed = _pack(msg, dtype, channels)
+        pixels = packed.data.view(np.dtype(dtype).newbyteorder(">" if msg.is_bigendian else "<"))
+        shape = (msg.height, msg.width, channels) if channels > 1 else (msg.height, msg.width)
+        return pixels.reshape(shape).astype(dtype, copy=False)
     try:
-        return image_to_cvimage(cast("Any", _pack(msg)), color_space)
+        from rosbags.image import ImageError, image_to_cvimage
+        from rosbags.image.image import to_cvtype
+    except ImportError as error:
+        raise ImageFormatError(
+            f"encoding {msg.encoding!r} needs rosbags-image here: pip install rosbags-image"
+        ) from error
+    try:
+        _, _, dtype, channels = to_cvtype(msg.encoding)
+        return image_to_cvimage(cast("Any", _pack(msg, dtype, channels)), color_space)
     except (ImageError, cv2.error) as error:
         raise ImageFormatError(f"encoding {msg.encoding!r} is not supported: {_line(error)}") from error
 
 
-def _pack(msg: RawImage) -> _PackedImage:
+def _pack(msg: RawImage, dtype: str, channels: int) -> _PackedImage:
     """Check the sizes and drop the padding at the end of each row."""
-    _, _, dtype, channels = to_cvtype(msg.encoding)
     size = f"{msg.width}x{msg.height} {msg.encoding}"
     _require(msg.height > 0 and msg.width > 0, f"{size}: the image is empty")
     rows = msg.height * 3 // 2 if msg.encoding in _CHROMA_BELOW else msg.height

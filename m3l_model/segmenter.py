@@ -88,9 +88,12 @@ class LinearFusionSegmenter(nn.Module):
         """Do as ``forward`` does, but leave the logits at a quarter of the input size, (B, C, ceil(H/4), ceil(W/4))."""
         _check_inputs(rgb, depth, missing, depth_valid)
         masked = _masked_tokens(rgb, missing, depth_valid)
-        maps = self.encoder(torch.stack((rgb, depth)), masked)
+        images = torch.stack((rgb, depth))
+        if missing is not None:  # its tokens are replaced; this keeps a NaN in it out of the gradients too
+            images = images.masked_fill(missing.to(rgb.device).T[:, :, None, None, None], 0)
+        maps = self.encoder(images, masked)
         branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
-        rgb_logits, depth_logits = branch_logits.chunk(len(MODALITIES))
+        rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
         weight = self.alpha.softmax(0)
         return SegmenterOutput(rgb_logits, depth_logits, weight[0] * rgb_logits + weight[1] * depth_logits)
 

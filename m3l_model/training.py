@@ -29,7 +29,7 @@ from m3l_model.data import FrameStore, load_frames, shuffled_batches
 from m3l_model.errors import M3LError
 from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.losses import pseudo_loss, supervised_loss
-from m3l_model.mit import ModalityLayerNorm
+from m3l_model.mit import BACKBONES, ModalityLayerNorm
 from m3l_model.predictor import choose_device
 from m3l_model.preprocessing import Inputs, Preprocessing
 from m3l_model.resources import share_path
@@ -44,8 +44,8 @@ class TrainConfig:
     """A recipe, as written in config/train/NAME.yaml.
 
     Attributes:
-        modality_dropout: in the student's batch each sample but the first copy of the labelled ones loses RGB, depth or
-            nothing, a third each.
+        modality_dropout: the student sees one labelled batch whole, and a second one and the unlabelled batch with RGB,
+            depth or nothing missing, a third each.
         mean_teacher: an exponential moving average of the student labels the whole frames for the student that sees
             less; the teacher is the model that is kept.
         backbone: ``mit_b0`` to ``mit_b5``.
@@ -92,6 +92,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("depth_range", "scales"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("steps", "labelled_batch", "unlabelled_batch", "pseudo_ramp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone {self.backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("fusion_ratio", "ema_decay", "pseudo_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise ValueError(f"scales {list(self.scales)} must be two rising magnifications")
         if not 0 < self.crop <= 1 or round(self.crop * self.short_side) < MIN_SIZE:
             raise ValueError(
                 f"crop {self.crop} of short_side {self.short_side}: windows need {MIN_SIZE} pixels"
@@ -113,12 +125,12 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
         M3LError: no such recipe, or a field that is unknown or out of range.
     """
     path = Path(name_or_path)
-    if path.suffix != ".yaml":
+    if path.suffix not in (".yaml", ".yml"):
         path = share_path(f"config/train/{name_or_path}.yaml")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise M3LError(f"{path}: cannot read the recipe: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise M3LError(f"{path}: cannot read the recipe: {' '.join(str(error).split())}") from error
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if not isinstance(fields, dict) or fields.keys() - known:
         unknown = ", ".join(sorted(fields.keys() - known)) if isinstance(fields, dict) else "no mapping"
@@ -208,7 +220,10 @@ class Trainer:
             yield self._step(step)
 
     def _step(self, step: int) -> StepResult:
-        """Do one step of the paper's figure 3: student on masked, disturbed frames, teacher on whole ones."""
+        """Do one step: student on masked, disturbed frames, teacher on whole ones (the paper's figure 3).
+
+        Unlike the paper's, the second labelled batch is another draw, and pseudo labels serve unlabelled frames only.
+        """
         config = self.config
         weight = self._pseudo_weight(step)
         labelled = [self._draw(self._labelled) for _ in range(2 if config.modality_dropout else 1)]
@@ -313,7 +328,8 @@ def train(
         config: the recipe.
         bags: rosbag2 folders or files, with the topics to read; guessed where None.
         labels: the label set of the bags' label images.
-        out: folder to create; gets ``checkpoint.safetensors`` and ``run.json`` (recipe, bags, seed, losses).
+        out: folder to create; gets ``checkpoint.safetensors`` and ``run.json`` (recipe, bags, seed, losses), or, where
+            training ends early, ``interrupted.safetensors``.
         seed: of everything drawn at random.
         device: as for ``Predictor``.
 
@@ -330,14 +346,18 @@ def train(
     trainer = Trainer(config, frames, labels, seed, chosen)
     out.mkdir(parents=True)
     log: list[StepResult] = []
-    with tqdm(
-        trainer.run(), total=config.steps, desc=f"train {out.name}", unit="step", mininterval=1
-    ) as progress:
-        for result in progress:
-            log.append(result)
-            progress.set_postfix(
-                supervised=f"{result.loss_supervised:.3f}", pseudo=f"{result.loss_pseudo:.3f}", refresh=False
-            )
+    try:
+        with tqdm(trainer.run(), total=config.steps, desc=f"train {out.name}", mininterval=1) as progress:
+            for result in progress:
+                log.append(result)
+                progress.set_postfix(
+                    supervised=f"{result.loss_supervised:.3f}",
+                    pseudo=f"{result.loss_pseudo:.3f}",
+                    refresh=False,
+                )
+    except BaseException:
+        save_checkpoint(out / "interrupted.safetensors", trainer.model)
+        raise
     checkpoint = out / "checkpoint.safetensors"
     save_checkpoint(checkpoint, trainer.model)
     facts = {

@@ -96,8 +96,12 @@ class Demo:
             withheld = _stamps_within(frames, outage)
             self._write_masks(seen, frames, withheld)
             metrics = self._metrics(scores, live)
+            self._write_metrics(metrics)
             self._report(seen, frames, withheld, metrics)
-        self._write_metrics(metrics)
+        print(
+            f"live: {live['masks']} masks for {live['colour_images']} colour images, "
+            f"{live['outage']['masks']} of {live['outage']['colour_images']} while depth was off"
+        )
         return bool(live["one_mask_each"])
 
     @contextmanager
@@ -181,6 +185,7 @@ class Demo:
                 "frames": train_rooms.frames,
                 "labelled": train_rooms.labelled,
                 "rooms": train_rooms.rooms,
+                "steps": {name: load_config(recipe).steps for name, recipe in RECIPES.items()},
             },
             "held_out": {
                 "frames": held_out_rooms.frames,

@@ -33,6 +33,7 @@ from m3l_ros.isolation import isolated_environment
 
 START_TIMEOUT = 90.0
 SILENCE_TIMEOUT = 15.0
+SURPLUS_TIME = 1.0
 STOP_TIMEOUT = 10.0
 QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=50)
 
@@ -81,6 +82,8 @@ def run_live(
     replay_command += ["--wait-for-subscribers", f"{START_TIMEOUT}", "--topics", topics.rgb, topics.depth]
 
     with isolated_environment() as environment:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
         os.environ.update(environment)
         with _observe(topics.rgb) as (node, seen), _process(node_command, logs / "node.log") as segmentation:
             _wait_until_active(node, segmentation, logs / "node.log")
@@ -169,9 +172,9 @@ def _wait_for_masks(
     replay: subprocess.Popen[bytes],
     logs: Path,
 ) -> None:
-    """Wait until the bag is over and a mask has come for every frame, or none any more."""
+    """Wait until the bag is over and each frame has its mask, or none comes any more; then for masks too many."""
     count, since = -1, time.monotonic()
-    while replay.poll() is None or len(seen.masks) < frames:
+    while replay.poll() is None or len({stamp for stamp, _, _ in list(seen.masks)}) < frames:
         if segmentation.poll() is not None:
             raise M3LError(f"the node ended during the replay; see {logs / 'node.log'}")
         if len(seen.masks) != count:
@@ -179,6 +182,7 @@ def _wait_for_masks(
         if time.monotonic() - since > (SILENCE_TIMEOUT if count else START_TIMEOUT):
             return
         time.sleep(0.1)
+    time.sleep(SURPLUS_TIME)
 
 
 def _stamp_ns(msg: Image) -> int:

@@ -250,9 +250,8 @@ class SegmentationNode(LifecycleNode):
 
     def _snapshot(self) -> Snapshot:
         pipeline, inputs, core = self._pipeline, self._inputs, self._core
-        tally = (
-            pipeline.tally() if pipeline else None
-        )  # before the synchronizer's, which must not lag behind it
+        # The pipeline's books before the synchronizer's: what is counted there must have been received here.
+        tally = pipeline.tally() if pipeline else None
         sync: SyncStatus | None = None
         if inputs is not None:
             sync = inputs.sync_status()

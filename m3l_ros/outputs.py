@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class Outputs:
         self._node = node
         self._labels = labels
         self._opacity = opacity
+        self._lock = threading.Lock()  # diagnostics ask what is wanted while the node is cleaned up
         self._publishers = {
             name: node.create_publisher(
                 CameraInfo if name == CAMERA_INFO else Image, f"segmentation/{name}", MASK_QOS
@@ -58,9 +60,10 @@ class Outputs:
 
     def wanted(self) -> frozenset[str]:
         """Which of a frame's topics somebody subscribes to."""
-        return frozenset(
-            name for name, publisher in self._publishers.items() if publisher.get_subscription_count() > 0
-        )
+        with self._lock:
+            return frozenset(
+                name for name, publisher in self._publishers.items() if publisher.get_subscription_count() > 0
+            )
 
     def publish(
         self,
@@ -101,7 +104,10 @@ class Outputs:
 
     def close(self) -> None:
         """Withdraw every topic."""
-        for publisher in (*self._publishers.values(), *self._latched):
+        with self._lock:
+            publishers = [*self._publishers.values(), *self._latched]
+            self._publishers.clear()
+        for publisher in publishers:
             self._node.destroy_publisher(publisher)
 
 

@@ -16,10 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--bag", type=Path, required=True, help="rosbag2 folder with labelled frames")
     parser.add_argument("--out", type=Path, help="write the scores here as JSON")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="score one labelled frame in N")
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after N scored frames")
+    parser.add_argument(
+        "--every", type=positive, default=1, metavar="N", help="score one labelled frame in N"
+    )
+    parser.add_argument("--frames", type=positive, metavar="N", help="stop after N scored frames")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add_topic_arguments(parser)
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,9 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from m3l_model.errors import M3LError
     from m3l_model.evaluation import evaluate, labelled_frames, score_table
     from m3l_model.predictor import Predictor
 
+    if args.out and not args.out.parent.is_dir():
+        raise M3LError(f"{args.out}: its folder does not exist")
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device)
     frames = itertools.islice(
         labelled_frames(args.bag, chosen_topics(args.bag, args), args.every), args.frames

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,24 @@ def add_topic_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def chosen_topics(bag: Path, args: argparse.Namespace) -> Topics:
+def chosen_topics(bag: Path, args: argparse.Namespace, labels_required: bool = True) -> Topics:
     """Guess a bag's topics and put those the user named in their place.
+
+    Args:
+        bag: the bag.
+        args: parsed arguments of ``add_topic_arguments``.
+        labels_required: else a bag may lack the named label topic, and counts as one without labels.
 
     Raises:
         M3LError: the bag cannot be read or lacks a named topic.
     """
-    from m3l_model.bags import guess_topics
+    from m3l_model.bags import BagReader
 
     named = {field: getattr(args, f"{field}_topic") for field in _FIELDS}
-    return guess_topics(bag, **{field: topic for field, topic in named.items() if topic})
+    with BagReader(bag) as reader:
+        recorded = {connection.topic for connection in reader.connections}
+        without_labels = not labels_required and bool(named["label"]) and named["label"] not in recorded
+        if without_labels:
+            del named["label"]
+        topics = reader.choose_topics(**{field: topic for field, topic in named.items() if topic})
+        return replace(topics, label=None) if without_labels else topics

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, **overrides)
     checkpoint = train(
         config,
-        {bag: chosen_topics(bag, args) for bag in args.bag},
+        {bag: chosen_topics(bag, args, labels_required=False) for bag in args.bag},
         LabelSet.load(args.labels),
         args.out,
         seed=args.seed,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from m3l_model import LinearFusionSegmenter, load_checkpoint, save_checkpoint
@@ -125,6 +126,37 @@ def test_a_pickle_that_wants_code_is_refused_and_does_not_run(tmp_path: Path, fo
     with pytest.raises(CheckpointError, match=r"evil\.pth: refused"):
         load_checkpoint(path)
     assert not RunsCode.target.exists()
+
+
+def test_a_file_of_text_is_no_attack(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("checkpoint: run/x.foo\ndevice: auto\n")
+    with pytest.raises(CheckpointError, match="neither an m3l safetensors file"):
+        load_checkpoint(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"labels": "{}"},
+        {"labels": LabelSet.generic(4).to_json()},
+        {"num_classes": "9" * 12},
+        {"preprocessing": "{"},
+    ],
+)
+def test_metadata_are_not_trusted(
+    tmp_path: Path, model: LinearFusionSegmenter, header: dict[str, str]
+) -> None:
+    save_checkpoint(tmp_path / "whole", model)
+    with safe_open(tmp_path / "whole", framework="pt") as file:
+        save_file(model.state_dict(), tmp_path / "bad", metadata=file.metadata() | header)
+    with pytest.raises(CheckpointError, match="bad: damaged metadata"):
+        load_checkpoint(tmp_path / "bad")
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    save_checkpoint(tmp_path / "model", model)
+    with pytest.raises(CheckpointError, match="cannot be put on 'gpu'"):
+        load_checkpoint(tmp_path / "model", map_location="gpu")
 
 
 def test_other_files_are_named_with_the_reason(tmp_path: Path, model: LinearFusionSegmenter) -> None:

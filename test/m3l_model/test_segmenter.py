@@ -87,6 +87,15 @@ def test_what_a_missing_input_holds_has_no_influence(
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_a_missing_input_s_nan_stays_out_of_the_gradients(
+    model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    rgb, depth = images
+    outputs = model(rgb, torch.full_like(depth, float("nan")), torch.tensor([[False, True]] * 2))
+    sum(x.square().sum() for x in outputs).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_missing_is_per_sample(
     model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -180,13 +189,15 @@ def test_impossible_networks_are_refused(arguments: tuple[str, int, float], mess
         LinearFusionSegmenter(*arguments)
 
 
-def test_missing_is_an_input_of_an_exported_graph(
+def test_one_exported_graph_serves_every_batch_size_and_every_case(
     model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
+    batch = torch.export.Dim("batch", min=1, max=8)
     flags = torch.tensor([[False, True], [False, False]])
-    program = torch.export.export(model, (*images, flags)).module()
-    other = torch.tensor([[True, False], [False, True]])
+    program = torch.export.export(model, (*images, flags), dynamic_shapes=[{0: batch}] * 3).module()
+    rgb, depth = (torch.cat((x, x[:1])) for x in images)
+    others = torch.tensor([[True, False], [False, True], [False, False]])
     with torch.no_grad():
         torch.testing.assert_close(
-            program(*images, other).fused, model(*images, other).fused, rtol=0, atol=1e-5
+            program(rgb, depth, others).fused, model(rgb, depth, others).fused, rtol=0, atol=1e-5
         )

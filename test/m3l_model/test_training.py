@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from m3l_model import LinearFusionSegmenter, M3LError, Predictor, load_checkpoint
 from m3l_model.augment import Batch, strong, weak
+from m3l_model.bag_topics import DEFAULT_TOPICS
 from m3l_model.bag_writer import BagWriter
+from m3l_model.checkpoint import Metadata
 from m3l_model.data import FrameStore, load_frames, shuffled_batches
 from m3l_model.evaluation import evaluate, labelled_frames
 from m3l_model.labels import IGNORE_ID, LabelSet
+from m3l_model.preprocessing import Preprocessing
 from m3l_model.training import (
     TrainConfig,
     Trainer,
@@ -244,6 +247,66 @@ def test_trains_from_a_bag_and_scores_on_one(tmp_path: Path, block_bag: Path) ->
     assert scores.robust == pytest.approx((scores.both + scores.rgb_only + scores.depth_only) / 3)
     with pytest.raises(M3LError, match="exists already"):
         train(small(load_config("m3l")), {block_bag: None}, LABELS, out, seed=3)
+
+
+def test_scores_half_size_depth_and_frames_without_any(tmp_path: Path) -> None:
+    rgb, depth, labels = blocks(4)
+    depth[2] = 65535
+    with BagWriter(tmp_path / "bag") as bag:
+        for index in range(4):
+            stamp_ns = 1_000_000_000 + index * 100_000_000
+            bag.write_depth(str(DEFAULT_TOPICS.depth), stamp_ns, "camera", depth[index][::2, ::2])
+            bag.write_rgb(DEFAULT_TOPICS.rgb, stamp_ns, "camera", rgb[index])
+            bag.write_labels(str(DEFAULT_TOPICS.label), stamp_ns, "camera", labels[index])
+    model = LinearFusionSegmenter(num_classes=3)
+    model.metadata = Metadata(LABELS, Preprocessing(32))
+    seen = list(labelled_frames(tmp_path / "bag"))
+    scores = evaluate(Predictor(model, "cpu"), seen)
+    assert scores.frames == 4
+    with pytest.raises(M3LError, match="--depth-topic"):
+        evaluate(Predictor(model, "cpu"), [frame._replace(depth=None) for frame in seen])
+    with pytest.raises(M3LError, match="at least one"):
+        evaluate(Predictor(model, "cpu"), [])
+
+
+def test_a_label_set_s_own_ignore_id_is_ignored(block_bag: Path) -> None:
+    labels = dataclasses.replace(LABELS, id_map={0: 0, 1: 1, 2: 200}, ignore_id=200)
+    frames = load_frames({block_bag: None}, small(load_config("m3l")).preprocessing(), labels)
+    assert set(frames.labels.unique().tolist()) == {0, 1, IGNORE_ID}
+
+
+def test_what_was_trained_is_kept_when_interrupted(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def interrupted(self: Trainer, number: int) -> object:
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(load_config("m3l")), {block_bag: None}, LABELS, tmp_path / "run", seed=0, device="cpu")
+    assert load_checkpoint(tmp_path / "run" / "interrupted.safetensors").num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("pseudo_ramp", 0),
+        ("labelled_batch", -1),
+        ("backbone", "resnet50"),
+        ("learning_rate", 0.0),
+        ("ema_decay", 1.5),
+        ("scales", (1.5, 0.5)),
+        ("crop", 0.01),
+    ],
+)
+def test_impossible_recipes_are_refused(field: str, value: object) -> None:
+    with pytest.raises(M3LError, match=field):
+        load_config("m3l", **{field: value})
 
 
 def test_what_cannot_be_trained_is_named(tmp_path: Path) -> None:
