@@ -27,7 +27,7 @@ _CLOCK_PERIOD = 0.01
 _PROGRESS_PERIOD = 5.0
 _POLL_PERIOD = 0.05
 _ACKNOWLEDGE_TIMEOUT = 5.0
-_LEAST_DEPTH = 10
+_LEAST_DEPTH = 50  # a reliable subscriber that is busy for a while still gets every image
 _LATCHED_DEPTH = 100
 
 

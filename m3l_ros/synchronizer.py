@@ -18,6 +18,7 @@ from m3l_ros.providers import SimpleFilter
 _CEILING_NS = 1_000_000_000
 _SIMULATED_TICK_NS = 10_000_000
 _SHORTEST_NS = 100_000
+_IDLE_NS = 3_600_000_000_000
 
 
 class RgbdTimeSynchronizer(SimpleFilter):
@@ -58,13 +59,15 @@ class RgbdTimeSynchronizer(SimpleFilter):
         self._due: deque[Frame] = deque()
         self._delivering = False
         self._closed = False
+        self._armed = False
         self._arrivals: deque[int] = (
             deque()
         )  # steady times of the colour images that wait, and of no later ones
+        # It is never cancelled, only put off: rclpy raises, and blocks the callback group for good, where a timer is
+        # cancelled between becoming ready and being called.
         self._timer = node.create_timer(
-            1.0, self._on_timer, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
+            _IDLE_NS / 1e9, self._on_timer, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
         )
-        self._timer.cancel()
         rgb.registerCallback(self.add_rgb)
         depth.registerCallback(self.add_depth)
 
@@ -109,7 +112,6 @@ class RgbdTimeSynchronizer(SimpleFilter):
         with self._lock:
             if self._closed:
                 return
-            self._timer.cancel()
             self._due.extend(self._core.poll(self._clock.now().nanoseconds))
             if self._waited_ns() >= _CEILING_NS:
                 self._due.extend(self._core.flush())
@@ -117,16 +119,22 @@ class RgbdTimeSynchronizer(SimpleFilter):
         self._deliver()
 
     def _arm(self) -> None:
-        """Have the timer fire, once, when the next frame falls due."""
+        """Have the timer fire when the next frame falls due."""
         deadline_ns = self._core.next_deadline_ns()
         if deadline_ns is None:
             self._arrivals.clear()
-            self._timer.cancel()
+            if self._armed:
+                self._set_timer(_IDLE_NS)
+            self._armed = False
             return
         wait_ns = min(deadline_ns - self._clock.now().nanoseconds, _CEILING_NS - self._waited_ns())
         if self._clock.ros_time_is_active:
             wait_ns = min(wait_ns, _SIMULATED_TICK_NS)
-        self._timer.timer_period_ns = max(wait_ns, _SHORTEST_NS)
+        self._set_timer(max(wait_ns, _SHORTEST_NS))
+        self._armed = True
+
+    def _set_timer(self, nanoseconds: int) -> None:
+        self._timer.timer_period_ns = nanoseconds
         self._timer.reset()
 
     def _waited_ns(self) -> int:

@@ -37,7 +37,7 @@ from m3l_ros.isolation import isolated_environment
 
 T = TypeVar("T")
 
-PATIENCE = 90.0
+PATIENCE = 240.0
 WIDTH, HEIGHT = 64, 48
 CLASSES = 5
 

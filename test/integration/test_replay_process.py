@@ -13,6 +13,7 @@ import pytest
 
 from m3l_model.bags import DEFAULT_TOPICS, BagWriter
 
+PATIENCE = 240.0
 FRAMES = 20
 START_NS = 1_700_000_000 * 10**9
 PERIOD_NS = 10**8
@@ -62,7 +63,7 @@ def test_every_frame_of_a_bag_gets_its_mask_while_depth_drops_out(
     replay, log = start_replay(
         str(bag), "--clock", "--drop-depth", "0.7:1.35", "--wait-for-subscribers", "60"
     )
-    assert replay.wait(60) == 0, log.read_text()
+    assert replay.wait(PATIENCE) == 0, log.read_text()
 
     masks = robot.wait_for_masks(FRAMES)
     stamps = [mask.header.stamp.sec * 10**9 + mask.header.stamp.nanosec for mask in masks]
@@ -84,7 +85,7 @@ def test_replay_ends_quietly_when_interrupted(start_replay, bag):
         assert replay.poll() is None, log.read_text()
         time.sleep(0.02)
     replay.send_signal(signal.SIGINT)
-    assert replay.wait(60) == 0
+    assert replay.wait(PATIENCE) == 0
     assert "Traceback" not in log.read_text()
 
 
@@ -92,6 +93,6 @@ def test_replay_says_who_is_missing(start_replay, bag):
     replay, log = start_replay(
         str(bag), "--wait-for-subscribers", "0.1", "--ros-args", "-r", f"{DEFAULT_TOPICS.rgb}:=/here"
     )
-    assert replay.wait(60) == 2
+    assert replay.wait(PATIENCE) == 2
     last = log.read_text().splitlines()[-1]
     assert last.startswith("m3l replay: error: nobody subscribed to /here, ")

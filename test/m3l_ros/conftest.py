@@ -19,7 +19,7 @@ from rclpy.node import Node
 
 from m3l_ros.isolation import isolated_environment
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

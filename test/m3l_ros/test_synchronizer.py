@@ -7,13 +7,16 @@ import threading
 import time
 
 import pytest
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 
 from m3l_model.sync import Frame, Reason, RgbdSynchronizer
 from m3l_ros.providers import SimpleFilter
 from m3l_ros.synchronizer import RgbdTimeSynchronizer
+
+EXECUTOR_THREADS = 2
+"""Of the fixture node's executor."""
 
 
 class Bench:
@@ -23,7 +26,7 @@ class Bench:
         policy = {"slop": 0.02, "max_wait": 0.1, "depth_timeout": 3600.0, "queue_size": 1000, **core}
         self.rgb, self.depth = SimpleFilter(), SimpleFilter()
         self.synchronizer = RgbdTimeSynchronizer(
-            node, RgbdSynchronizer(**policy), self.rgb, self.depth, ReentrantCallbackGroup()
+            node, RgbdSynchronizer(**policy), self.rgb, self.depth, MutuallyExclusiveCallbackGroup()
         )
         self.frames: list[Frame] = []
         self.synchronizer.registerCallback(self.frames.append)
@@ -78,8 +81,31 @@ def test_timer_rests_when_nothing_waits(make_bench, node):
     bench.send_depth(1000)
     bench.send_rgb(1000)
     [timer] = node.timers
-    assert timer.is_canceled()
-    assert bench.synchronizer.status().waiting == 0
+    assert timer.time_until_next_call() > 1000 * 10**9
+    bench.send_rgb(1500)
+    assert timer.time_until_next_call() < 10**9
+    bench.send_depth(1500)
+    assert timer.time_until_next_call() > 1000 * 10**9
+
+
+def test_timer_goes_on_after_a_frame_paired_while_it_was_due(make_bench, node, wait_until):
+    """rclpy blocks the callback group of a timer that is cancelled between becoming due and being called."""
+    bench = make_bench(max_wait=0.001)
+    bench.send_depth(1000)
+    [timer] = node.timers
+    busy = threading.Event()
+    for _ in range(EXECUTOR_THREADS):
+        node.executor.create_task(busy.wait)
+    bench.send_rgb(1500)
+    wait_until(lambda: timer.time_until_next_call() < -50_000_000, "the timer to be due for long")
+    bench.send_depth(1500)
+    busy.set()
+    for _ in range(EXECUTOR_THREADS):
+        after_the_timer = node.executor.create_task(lambda: None)
+        wait_until(after_the_timer.done, "the executor")
+    bench.send_rgb(2000)
+    wait_until(lambda: len(bench.frames) == 2, "the timer")
+    assert [frame.reason for frame in bench.frames] == [Reason.DEADLINE, Reason.DEADLINE]
 
 
 def test_no_frame_waits_long_for_a_clock_that_stands(make_bench, node, wait_until):
