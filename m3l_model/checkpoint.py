@@ -32,6 +32,12 @@ _logger = logging.getLogger(__name__)
 FORMAT = "m3l"
 FORMAT_VERSION = "1"
 
+_UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError),
+    *(zipfile.BadZipFile, SafetensorError),
+)
+"""What torch raises for files that are none of its own; it takes those named .safetensors for such."""
+
 _UNKNOWN_FILE = "neither an m3l safetensors file nor a PyTorch checkpoint"
 
 
@@ -216,7 +222,7 @@ def _load_reference(path: Path) -> LinearFusionSegmenter:
         raise CheckpointError(
             f"{path}: refused: it holds more than tensors{what} and could run code"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{path}: {_UNKNOWN_FILE}") from error
     tensors = _teacher_tensors(content, path)
     backbone, num_classes = _identify(tensors, path)

@@ -169,6 +169,7 @@ def test_other_files_are_named_with_the_reason(tmp_path: Path, model: LinearFusi
     torch.save({"resnet.weight": torch.zeros(2)}, tmp_path / "resnet")
     save_checkpoint(tmp_path / "whole", model)
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:5000])
-    for name in ("text", "empty", "foreign", "list", "resnet", "cut"):
+    (tmp_path / "broken.safetensors").write_bytes(b"no such thing as a header")
+    for name in ("text", "empty", "foreign", "list", "resnet", "cut", "broken.safetensors"):
         with pytest.raises(CheckpointError, match=f"{name}: "):
             load_checkpoint(tmp_path / name)
