@@ -8,11 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from m3l_model.cdr import COMPRESSED_IMAGE
 from m3l_model.errors import M3LError
 from m3l_model.images import LABEL_ENCODINGS, encoding_of, is_color, is_depth
 
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
 

@@ -25,7 +25,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.stores import ros2_jazzy as ros
 
-from m3l_model.bag_topics import CAMERA_INFO, DEFAULT_TOPICS, IMAGE, Topics
+from m3l_model.bag_topics import CAMERA_INFO, DEFAULT_TOPICS, Topics
+from m3l_model.cdr import IMAGE
 from m3l_model.errors import M3LError
 
 BAG_VERSION: Final = 8

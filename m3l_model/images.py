@@ -126,6 +126,12 @@ def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float
     return cast("npt.NDArray[np.uint16] | npt.NDArray[np.float32]", _convert(msg, None))
 
 
+def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
+    """Whether any pixel of (H, W) uint16 mm or float32 m holds a distance: not 0, 65535, NaN or infinity."""
+    coarse = depth[::16, ::16]
+    return any(bool(((part > 0) & (part < 65535) & np.isfinite(part)).any()) for part in (coarse, depth))
+
+
 def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
     """Label image as (H, W) uint8 ids, unchanged. It may share memory with the message.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import pytest
 # Before anything imports torch, and for the processes that tests start: several of them share few cores, and the
 # threads of OpenMP, which wait by spinning, would take the time from one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests find no index that another run has left, and leave none.
+_CACHE = tempfile.TemporaryDirectory(prefix="m3l_test_cache_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frames of a bag: its images paired just as the live node pairs them, and each frame read by its number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from m3l_model import index_cache
+from m3l_model.bag_index import BagIndex, MessageReader
+from m3l_model.bag_storage import BagError
+from m3l_model.bag_topics import Topics
+from m3l_model.images import ImageFormatError, to_depth, to_labels, to_rgb
+from m3l_model.sync import Frame, Reason, RgbdSynchronizer
+
+_T = TypeVar("_T")
+
+REASONS = tuple(Reason)
+
+FRAME = np.dtype(
+    [
+        ("stamp_ns", "<i8"),
+        ("log_ns", "<i8"),
+        ("rgb", "<i4"),
+        ("depth", "<i4"),
+        ("label", "<i4"),
+        ("reason", "u1"),
+    ]
+)
+"""A frame: stamp and log time of its colour image; where its images stand in the index's ``messages``, -1 for none; and
+the position in ``REASONS`` of why the synchronizer let it go as it is."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Parameters of the synchronizer; the defaults are the node's. Seconds, but for ``queue_size``."""
+
+    slop: float = 0.02
+    max_wait: float = 0.1
+    depth_timeout: float = 0.5
+    queue_size: int = 30
+
+
+class BagFrame(NamedTuple):
+    """A colour image of a bag with what belongs to it. The arrays may be read-only.
+
+    Attributes:
+        stamp_ns: header stamp of the colour image.
+        rgb: (H, W, 3) uint8 RGB.
+        depth: (H', W') uint16 millimetres or float32 metres; None where it is missing in the bag.
+        labels: (H, W) uint8 ids as recorded; None where the frame has none.
+        reason: why the synchronizer let the frame go as it is.
+        frame_id: of the colour image.
+    """
+
+    stamp_ns: int
+    rgb: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32] | None
+    labels: npt.NDArray[np.uint8] | None
+    reason: Reason
+    frame_id: str
+
+
+class BagFrames:
+    """The frames of a bag, in the order in which the node would see them, had it received each message at its log time.
+
+    Every colour image becomes one frame, with depth or without; a frame's labels are the label image with its stamp.
+
+    Args:
+        index: of the bag.
+        topics: which to read; guessed when None.
+        pairing: parameters of the synchronizer.
+        cache: keep the pairs in the cache directory, as ``open_index`` does the index.
+
+    Attributes:
+        index, topics: as given, or guessed.
+        frames: (N,) array of ``FRAME``.
+
+    Raises:
+        BagError: a topic is missing or not of images, or no label image has the stamp of a colour image.
+    """
+
+    def __init__(
+        self,
+        index: BagIndex,
+        topics: Topics | None = None,
+        pairing: Pairing | None = None,
+        cache: bool = True,
+    ) -> None:
+        self.index = index
+        self.topics = topics or index.choose_topics()
+        for topic in filter(None, (self.topics.rgb, self.topics.depth, self.topics.label)):
+            index.image_topic(topic)
+        self.frames = _paired(index, self.topics, pairing or Pairing(), cache)
+        self._reader = MessageReader(index)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        topics: Topics | None = None,
+        pairing: Pairing | None = None,
+        cache: bool = True,
+    ) -> BagFrames:
+        """Index a bag and pair its images; see the class and ``open_index``."""
+        return cls(index_cache.open_index(path, cache), topics, pairing, cache)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, position: int) -> BagFrame:
+        """Read one frame.
+
+        Raises:
+            IndexError: there are fewer frames.
+            BagError: the bag is damaged there, or has changed.
+            ImageFormatError: an image is damaged or of another kind than its topic's.
+        """
+        frame = self.frames[position]
+        message = self._image(frame, "rgb")
+        rgb = self._convert(to_rgb, frame, "rgb", message)
+        depth = labels = None
+        if frame["depth"] >= 0:
+            depth = self._convert(to_depth, frame, "depth", self._image(frame, "depth"))
+        if frame["label"] >= 0:
+            labels = self._convert(to_labels, frame, "label", self._image(frame, "label"))
+            if labels.shape != rgb.shape[:2]:
+                raise ImageFormatError(
+                    f"{self._name(frame, 'label')} has (height, width) {labels.shape}, "
+                    f"but the colour image {rgb.shape[:2]}"
+                )
+        return BagFrame(
+            int(frame["stamp_ns"]), rgb, depth, labels, REASONS[frame["reason"]], message.header.frame_id
+        )
+
+    def __iter__(self) -> Iterator[BagFrame]:
+        return (self[position] for position in range(len(self)))
+
+    def close(self) -> None:
+        """Close the bag's files; they are opened again when they are needed."""
+        self._reader.close()
+
+    def _image(self, frame: np.void, role: str) -> Any:
+        return self._reader.read_image(self.index.messages[frame[role]])
+
+    def _convert(self, convert: Callable[[Any], _T], frame: np.void, role: str, message: Any) -> _T:
+        try:
+            return convert(message)
+        except ImageFormatError as error:
+            raise ImageFormatError(f"{self._name(frame, role)}: {error}") from error
+
+    def _name(self, frame: np.void, role: str) -> str:
+        stamp_ns = int(self.index.messages[frame[role]]["stamp_ns"])
+        return f"{self.index.path}: {getattr(self.topics, role)} at {stamp_ns}"
+
+
+def read_frames(
+    path: str | Path, topics: Topics | None = None, pairing: Pairing | None = None, cache: bool = True
+) -> Iterator[BagFrame]:
+    """Read the frames of a bag one after the other; see ``BagFrames``."""
+    with closing(BagFrames.open(path, topics, pairing, cache)) as frames:
+        yield from frames
+
+
+def pair_frames(index: BagIndex, topics: Topics, pairing: Pairing) -> npt.NDArray[np.void]:
+    """Pair the images of a bag by the synchronizer's own policy, as if each arrived at its log time.
+
+    Returns:
+        (N,) array of ``FRAME``.
+
+    Raises:
+        BagError: no label image has the stamp of a colour image.
+    """
+    sync = RgbdSynchronizer(pairing.slop, pairing.max_wait, pairing.depth_timeout, pairing.queue_size)
+    rgb_rows = index.rows(topics.rgb)
+    depth_rows = index.rows(topics.depth) if topics.depth else rgb_rows[:0]
+    is_rgb = np.zeros(len(index.messages), bool)
+    is_rgb[rgb_rows] = True
+    rows = np.union1d(rgb_rows, depth_rows)
+    paired: list[Frame] = []
+    # What fell due before a message's log time goes out first, as if poll had been called then.
+    for row, rgb, stamp_ns, log_ns in zip(
+        rows.tolist(),
+        is_rgb[rows].tolist(),
+        index.messages["stamp_ns"][rows].tolist(),
+        index.messages["log_ns"][rows].tolist(),
+        strict=True,
+    ):
+        paired += (sync.add_rgb if rgb else sync.add_depth)(stamp_ns, row, log_ns)
+    while (deadline_ns := sync.next_deadline_ns()) is not None:
+        paired += sync.poll(deadline_ns)
+    labels = _label_rows(index, topics)
+    return np.array(
+        [
+            (
+                frame.stamp_ns,
+                index.messages["log_ns"][frame.rgb],
+                frame.rgb,
+                -1 if frame.depth is None else frame.depth,
+                labels.get(frame.stamp_ns, -1),
+                REASONS.index(frame.reason),
+            )
+            for frame in paired
+        ],
+        FRAME,
+    )
+
+
+def _label_rows(index: BagIndex, topics: Topics) -> dict[int, int]:
+    """Where the label image of each stamp stands in the index."""
+    if topics.label is None:
+        return {}
+    rows = index.rows(topics.label)
+    stamps = index.messages["stamp_ns"]
+    if len(rows) and not np.isin(stamps[rows], stamps[index.rows(topics.rgb)]).any():
+        raise BagError(
+            f"{index.path}: none of the {len(rows)} images of {topics.label} has the stamp of an image of "
+            f"{topics.rgb}; a label image must carry the header stamp of the colour image it labels"
+        )
+    return dict(zip(stamps[rows].tolist(), rows.tolist(), strict=True))
+
+
+def _paired(index: BagIndex, topics: Topics, pairing: Pairing, cache: bool) -> npt.NDArray[np.void]:
+    if not cache:
+        return pair_frames(index, topics, pairing)
+    key = index_cache.bag_key(index.path, index.files)
+    how = repr((topics.rgb, topics.depth, topics.label, astuple(pairing), FRAME))
+    name = f"pairs-{hashlib.blake2b(how.encode(), digest_size=8).hexdigest()}"
+    kept = (index_cache.load(key, name) or {}).get("frames")
+    if kept is not None and kept.dtype == FRAME and _within(kept, len(index.messages)):
+        return kept
+    frames = pair_frames(index, topics, pairing)
+    index_cache.save(key, name, {"frames": frames})
+    return frames
+
+
+def _within(frames: npt.NDArray[np.void], messages: int) -> bool:
+    return all(((frames[role] >= -1) & (frames[role] < messages)).all() for role in ("rgb", "depth", "label"))

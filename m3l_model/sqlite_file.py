@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the SQLite files of rosbag2 at random, by row id; messages compressed one by one included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import apsw
+import numpy as np
+
+from m3l_model.bag_storage import (
+    HEAD_BYTES,
+    MAX_MESSAGE_BYTES,
+    BagError,
+    StorageDamage,
+    StoredMessage,
+    StoredTopic,
+    plain_head,
+)
+
+MAGIC = b"SQLite format 3\x00"
+
+_PAGE_SIZE_AT, _PAGE_COUNT_AT = 16, 28
+
+
+class SqliteFile:
+    """A ``StorageFile`` of SQLite.
+
+    Raises:
+        BagError: not a database of rosbag2, or a damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.topics: list[StoredTopic] = []
+        self.counts: Counter[int] = Counter()
+        self.span: tuple[int, int] | None = None
+        self.warnings: list[str] = []
+        self._found = 0
+        self._passed = 0
+        self._opened_blob: apsw.Blob | None = None
+        try:
+            self._size = path.stat().st_size
+            self._cut = self._is_cut()
+        except OSError as error:
+            raise BagError(f"{path}: cannot open the file: {error.strerror}") from error
+        with self._errors():
+            self._database = apsw.Connection(self._uri(), apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        try:
+            with self._errors():
+                self._database.limit(apsw.SQLITE_LIMIT_LENGTH, MAX_MESSAGE_BYTES)
+                if self._cut:  # SQLite opens no file that lacks pages, unless one is about to mend it
+                    self._database.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+                self._ids = self._read_topics()
+        except BagError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close(True)
+
+    def progress(self) -> int:
+        """Bytes that ``scan`` has passed so far, by the share of rows."""
+        return self._passed
+
+    def scan(self, msgtypes: Collection[str] | None = None) -> Iterator[StoredMessage]:
+        """Find messages; see ``StorageFile.scan``."""
+        self._found = 0
+        self.counts.clear()
+        self.span = None
+        with self._errors():
+            try:
+                for message in self._scan():
+                    if msgtypes is None or self.topics[message.topic].msgtype in msgtypes:
+                        self._found += 1
+                        yield message
+            except apsw.Error as error:
+                if not self._cut:
+                    raise
+                self.warnings.append(
+                    f"{self.path} was cut off: {error}; read up to there, {self._found} messages"
+                )
+        self._passed = self._size
+
+    def read(self, places: Sequence[np.void]) -> list[memoryview]:
+        """Read messages whole; see ``StorageFile.read``."""
+        found = []
+        for place in places:
+            row = int(place["at"])
+            with self._errors():
+                rows: Iterable[Any] = self._database.execute(
+                    "SELECT topic_id, timestamp, length(data) FROM messages WHERE rowid = ?", (row,)
+                )
+                expected = (int(place["stored_topic"]), int(place["log_ns"]), int(place["size"]))
+                if [(self._ids.get(topic), log_ns, size) for topic, log_ns, size in rows] != [expected]:
+                    raise StorageDamage(f"row {row} of messages holds another message than it did")
+                data = memoryview(np.empty(int(place["size"]), np.uint8))  # type: ignore[arg-type]
+                self._blob(row).read_into(data)
+            found.append(data)
+        return found
+
+    def _uri(self) -> str:
+        """The database, taken for one that nobody changes unless a recorder left its journal."""
+        journals = (self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-journal"))
+        unfinished = any(journal.exists() and journal.stat().st_size for journal in journals)
+        return f"file:{quote(str(self.path.resolve()))}?{'mode=ro' if unfinished else 'immutable=1'}"
+
+    def _is_cut(self) -> bool:
+        """Whether the file has fewer pages than its header says."""
+        with self.path.open("rb") as file:
+            header = file.read(100)
+        if len(header) < 100:
+            raise BagError(f"{self.path}: the file has {self._size} bytes, too few for a database")
+        page = int.from_bytes(header[_PAGE_SIZE_AT : _PAGE_SIZE_AT + 2], "big")
+        pages = int.from_bytes(header[_PAGE_COUNT_AT : _PAGE_COUNT_AT + 4], "big")
+        return self._size < pages * (65536 if page == 1 else page)
+
+    def _read_topics(self) -> dict[int, int]:
+        """Read the topics; returns their positions by the database's ids."""
+        columns = {row[1] for row in self._database.execute("PRAGMA table_info(topics)")}
+        if not columns or not self._database.execute("PRAGMA table_info(messages)").fetchall():
+            raise StorageDamage("it has no tables of messages and topics, so rosbag2 did not write it")
+        qos = "offered_qos_profiles" if "offered_qos_profiles" in columns else "''"
+        ids = {}
+        for row in self._database.execute(f"SELECT id, name, type, serialization_format, {qos} FROM topics"):
+            number, topic, msgtype, encoding, profiles = row
+            if not all(isinstance(text, str) for text in (topic, msgtype, encoding, profiles)):
+                raise StorageDamage(f"topic {number} has no name or type")
+            if encoding != "cdr":
+                raise StorageDamage(f"{topic} is serialized as {encoding!r}, but only cdr is read")
+            ids[number] = len(self.topics)
+            self.topics.append(StoredTopic(topic, msgtype, profiles))
+        return ids
+
+    def _scan(self) -> Iterator[StoredMessage]:
+        last_row = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
+        query = "SELECT rowid, topic_id, timestamp, length(data) FROM messages ORDER BY rowid"
+        rows: Iterator[Any] = self._database.execute(query)
+        for row, topic_id, log_ns, size in rows:
+            if topic_id not in self._ids or not isinstance(log_ns, int) or not isinstance(size, int):
+                raise StorageDamage(f"row {row} of messages is of no topic, or has no time or no data")
+            if size > MAX_MESSAGE_BYTES:
+                raise StorageDamage(
+                    f"row {row} of messages has {size} bytes; up to {MAX_MESSAGE_BYTES} are read"
+                )
+            blob = self._blob(row)
+            if self._cut:  # a row may begin before the cut and end behind it
+                self._database.execute("SELECT data FROM messages WHERE rowid = ?", (row,)).fetchall()
+            head = plain_head(blob.read(HEAD_BYTES), partial(self._start, row))
+            topic = self._ids[topic_id]
+            self.counts[topic] += 1
+            first, last = self.span or (log_ns, log_ns)
+            self.span = min(first, log_ns), max(last, log_ns)
+            self._passed = self._size * row // max(last_row, row)
+            yield StoredMessage(topic, size, log_ns, row, -1, head)
+
+    def _start(self, row: int, most: int) -> bytes:
+        return self._blob(row).read(most)
+
+    def _blob(self, row: int) -> apsw.Blob:
+        """The data of a message, open at its beginning: to read it in part, and without another copy."""
+        if self._opened_blob is None:
+            self._opened_blob = self._database.blob_open("main", "messages", "data", row, False)
+        else:
+            self._opened_blob.reopen(row)
+        return self._opened_blob
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (apsw.Error, StorageDamage, UnicodeDecodeError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BagError(
+                f"{self.path}: damaged: {reason}; what can still be read: `sqlite3 {self.path.name} .recover`"
+            ) from None
