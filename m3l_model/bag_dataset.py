@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +21,10 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from m3l_model.bag_frames import BagFrame, BagFrames
+from m3l_model.bag_storage import Allocate, new_memory
 from m3l_model.images import has_reading
 from m3l_model.labels import IGNORE_ID, LabelSet
+from m3l_model.shared_batches import LazySamples
 
 if TYPE_CHECKING:
     from m3l_model.label_files import LabelFiles
@@ -35,7 +38,7 @@ class Sample(NamedTuple):
     Attributes:
         rgb: (H, W, 3) uint8 RGB.
         depth: (H', W') uint16 millimetres or float32 metres; zeros where it is missing.
-        labels: (H, W) uint8 class ids, ``IGNORE_ID`` where unknown.
+        labels: (H, W) uint8 class ids, ``IGNORE_ID`` where unknown; read-only where not ``labelled``.
         missing: (2,) bool, [rgb, depth] missing: not recorded, or depth without any reading.
         labelled: whether somebody has labelled the frame.
         stamp_ns: header stamp of the colour image.
@@ -94,7 +97,11 @@ class RgbdBagDataset(Dataset[Any]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, position: int) -> Any:
-        """Read one sample.
+        """Read one sample; see ``read``."""
+        return self.read(position)
+
+    def read(self, position: int, allocate: Allocate = new_memory) -> Any:
+        """Read one sample, its pixels into memory from ``allocate`` where they can be used as they are stored.
 
         Raises:
             IndexError: there are fewer samples.
@@ -102,19 +109,23 @@ class RgbdBagDataset(Dataset[Any]):
         """
         bag, frame_position = self.locate(position)
         frames = self.bags[bag]
-        frame = frames[frame_position]
+        frame = frames.read(frame_position, allocate if self._transform is None else new_memory)
         depth = _no_depth(frames, frame.rgb.shape[:2]) if frame.depth is None else frame.depth
         labels = self._labels(bag, frame)
         sample = Sample(
             frame.rgb,
             depth,
-            np.broadcast_to(np.uint8(IGNORE_ID), frame.rgb.shape[:2]) if labels is None else labels,
+            _no_labels(frame.rgb.shape[:2]) if labels is None else labels,
             np.array([False, frame.depth is None or not has_reading(depth)]),
             labels is not None,
             frame.stamp_ns,
             bag,
         )
         return sample if self._transform is None else self._transform(sample)
+
+    def __getitems__(self, positions: Sequence[int]) -> LazySamples:
+        """What a ``DataLoader`` makes a batch of."""
+        return LazySamples(self, positions)
 
     def locate(self, position: int) -> tuple[int, int]:
         """The bag of a sample, and which of its frames it is.
@@ -145,6 +156,14 @@ class RgbdBagDataset(Dataset[Any]):
         else:
             return None
         return np.where(ids == self._label_set.ignore_id, np.uint8(IGNORE_ID), ids)
+
+
+@lru_cache(maxsize=4)
+def _no_labels(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Labels of a frame that has none, read-only as all such frames share them."""
+    labels = np.full(shape, IGNORE_ID, np.uint8)
+    labels.flags.writeable = False
+    return labels
 
 
 def _no_depth(frames: BagFrames, shape: tuple[int, ...]) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:

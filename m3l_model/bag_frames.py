@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from m3l_model import index_cache
 from m3l_model.bag_index import BagIndex, MessageReader
-from m3l_model.bag_storage import BagError
+from m3l_model.bag_storage import Allocate, BagError, new_memory
 from m3l_model.bag_topics import Topics
 from m3l_model.images import ImageFormatError, to_depth, to_labels, to_rgb
 from m3l_model.sync import Frame, Reason, RgbdSynchronizer
@@ -116,7 +116,11 @@ class BagFrames:
         return len(self.frames)
 
     def __getitem__(self, position: int) -> BagFrame:
-        """Read one frame.
+        """Read one frame; see ``read``."""
+        return self.read(position)
+
+    def read(self, position: int, allocate: Allocate = new_memory) -> BagFrame:
+        """Read one frame, its pixels into memory from ``allocate`` where they can be used as they are stored.
 
         Raises:
             IndexError: there are fewer frames.
@@ -124,13 +128,13 @@ class BagFrames:
             ImageFormatError: an image is damaged or of another kind than its topic's.
         """
         frame = self.frames[position]
-        message = self._image(frame, "rgb")
+        message = self._image(frame, "rgb", allocate)
         rgb = self._convert(to_rgb, frame, "rgb", message)
         depth = labels = None
         if frame["depth"] >= 0:
-            depth = self._convert(to_depth, frame, "depth", self._image(frame, "depth"))
+            depth = self._convert(to_depth, frame, "depth", self._image(frame, "depth", allocate))
         if frame["label"] >= 0:
-            labels = self._convert(to_labels, frame, "label", self._image(frame, "label"))
+            labels = self._convert(to_labels, frame, "label", self._image(frame, "label", allocate))
             if labels.shape != rgb.shape[:2]:
                 raise ImageFormatError(
                     f"{self._name(frame, 'label')} has (height, width) {labels.shape}, "
@@ -147,8 +151,8 @@ class BagFrames:
         """Close the bag's files; they are opened again when they are needed."""
         self._reader.close()
 
-    def _image(self, frame: np.void, role: str) -> Any:
-        return self._reader.read_image(self.index.messages[frame[role]])
+    def _image(self, frame: np.void, role: str, allocate: Allocate) -> Any:
+        return self._reader.read_image(self.index.messages[frame[role]], allocate)
 
     def _convert(self, convert: Callable[[Any], _T], frame: np.void, role: str, message: Any) -> _T:
         try:

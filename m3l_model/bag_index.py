@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +19,12 @@ from m3l_model.bag_files import open_storage
 from m3l_model.bag_storage import (
     MAX_MESSAGE_BYTES,
     PLACE,
+    Allocate,
     BagError,
     StorageDamage,
     StorageFile,
     is_compressed,
+    new_memory,
     zstd_decompress,
 )
 from m3l_model.bag_topics import CAMERA_INFO, ImageTopic, Topics, TopicsError, choose_topics
@@ -136,33 +138,27 @@ class MessageReader:
         while self._opened:
             self._opened.popitem()[1].close()
 
-    def read(self, messages: Iterable[np.void]) -> list[memoryview]:
-        """Read the CDR of indexed messages.
-
-        Args:
-            messages: array of ``MESSAGE``, or elements of one.
+    def read(self, message: np.void, allocate: Allocate = new_memory) -> memoryview:
+        """Read the CDR of an indexed message, an element of an array of ``MESSAGE``.
 
         Raises:
             BagError: a file is missing or damaged, or has changed since it was indexed.
         """
-        found = []
-        for message in messages:
-            (data,) = self._file(int(message["file"])).read([message])
-            if is_compressed(data):
-                try:
-                    data = memoryview(zstd_decompress(data, MAX_MESSAGE_BYTES))
-                except StorageDamage as error:
-                    raise BagError(f"{self._path}: {self._describe(message)}: {error}") from None
-            found.append(data)
-        return found
+        data = self._file(int(message["file"])).read(message, allocate)
+        if is_compressed(data):
+            try:
+                data = memoryview(zstd_decompress(data, MAX_MESSAGE_BYTES))
+            except StorageDamage as error:
+                raise BagError(f"{self._path}: {self._describe(message)}: {error}") from None
+        return data
 
-    def read_image(self, message: np.void) -> Image | CompressedImage:
+    def read_image(self, message: np.void, allocate: Allocate = new_memory) -> Image | CompressedImage:
         """Read an indexed message of an image topic.
 
         Raises:
             BagError: as ``read``; or the message is damaged.
         """
-        (data,) = self.read([message])
+        data = self.read(message, allocate)
         try:
             return parse_image(self._topics[int(message["topic"])].msgtype, data)
         except CdrError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -75,6 +75,15 @@ HEAD_BYTES = 32
 """Enough for the stamp of a message that begins with a header."""
 
 
+Allocate = Callable[[int, int], memoryview]
+"""Gives memory of so many bytes, of which the one at the second number lies at a multiple of 64."""
+
+
+def new_memory(size: int, aligned: int) -> memoryview:
+    """The ``Allocate`` of new memory, which may be written: tensors are made of it without a copy."""
+    return memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
+
+
 class StorageFile(Protocol):
     """One file of a bag, open; not to be shared between processes or threads.
 
@@ -99,8 +108,10 @@ class StorageFile(Protocol):
             BagError: the file is damaged.
         """
 
-    def read(self, places: Sequence[np.void]) -> list[memoryview]:
-        """Read messages (elements of an array of ``PLACE``) whole, each checked to be the one that was found there.
+    def read(self, place: np.void, allocate: Allocate = new_memory) -> memoryview:
+        """Read a message (an element of an array of ``PLACE``) whole, checked to be the one that was found there.
+
+        Its CDR need not begin where the memory from ``allocate`` does.
 
         Raises:
             BagError: the file is damaged there, or has changed.

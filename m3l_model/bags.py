@@ -129,7 +129,7 @@ class BagReader:
             for message in find_messages(index, {topic.msgtype for topic in wanted}):
                 if int(message["topic"]) in positions:
                     known = index.topics[int(message["topic"])]
-                    (data,) = reader.read([message])
+                    data = reader.read(message)
                     yield RawMessage(known.topic, known.msgtype, int(message["log_ns"]), data)
         finally:
             reader.close()

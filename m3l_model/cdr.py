@@ -7,7 +7,8 @@ Damaged data is an error, whatever it claims: rosbags would deserialize it too, 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,16 +76,25 @@ def parse_image(msgtype: str, data: bytes | memoryview) -> Image | CompressedIma
         CdrError: the data is too short or too long for what it claims, or no CDR.
     """
     stamp = stamp_ns(data)
-    reader = _Reader(data, _HEADER_BYTES + 8)
-    header = Header(stamp, reader.text())
-    if msgtype == COMPRESSED_IMAGE:
-        message: Image | CompressedImage = CompressedImage(header, reader.text(), reader.octets())
-    else:
-        height, width = reader.word(), reader.word()
-        encoding, is_bigendian = reader.text(), reader.octet()
-        message = Image(header, height, width, encoding, is_bigendian, reader.word(), reader.octets())
-    reader.finish()
-    return message
+    word = _WORD[_byte_order(data)].unpack_from
+    try:
+        frame_id, at = _text(data, word, _HEADER_BYTES + 8)
+        if msgtype == COMPRESSED_IMAGE:
+            form, at = _text(data, word, at)
+            return CompressedImage(Header(stamp, frame_id), form, _octets(data, word, at))
+        at += -at % 4
+        (height,), (width,) = word(data, at), word(data, at + 4)
+        encoding, at = _text(data, word, at + 8)
+        is_bigendian = data[at]
+        at += 1 + -(at + 1) % 4
+        (step,) = word(data, at)
+        pixels = _octets(data, word, at + 4)
+    except (struct.error, IndexError):
+        raise CdrError(f"its {len(data)} bytes end within a field") from None
+    return Image(Header(stamp, frame_id), height, width, encoding, is_bigendian, step, pixels)
+
+
+_Unpack = Callable[[Any, int], tuple[int, ...]]
 
 
 def _byte_order(data: bytes | memoryview) -> bytes:
@@ -94,45 +104,24 @@ def _byte_order(data: bytes | memoryview) -> bytes:
     return order
 
 
-class _Reader:
-    """Reads fields one after the other, each where CDR aligns it."""
+def _text(data: bytes | memoryview, word: _Unpack, at: int) -> tuple[str, int]:
+    """A string, and where it ends."""
+    at += -at % 4  # as the encapsulation header has four bytes, alignment is the same with it and without
+    (size,) = word(data, at)
+    end = at + 4 + size
+    if size > _MAX_STRING_BYTES or end > len(data):
+        raise CdrError(f"a text in it claims {size} bytes")
+    try:
+        return str(data[at + 4 : end], "utf-8").removesuffix("\0"), end
+    except UnicodeDecodeError:
+        raise CdrError("a text in it is no UTF-8") from None
 
-    def __init__(self, data: bytes | memoryview, at: int) -> None:
-        self._data = memoryview(data)
-        self._word = _WORD[_byte_order(data)]
-        self._at = at
 
-    def word(self) -> int:
-        start = self._at + -(self._at - _HEADER_BYTES) % 4
-        if start + 4 > len(self._data):
-            raise CdrError(f"its {len(self._data)} bytes end within a field")
-        self._at = start + 4
-        (value,) = self._word.unpack_from(self._data, start)
-        return int(value)
-
-    def octet(self) -> int:
-        return int(self._take(1)[0])
-
-    def text(self) -> str:
-        size = self.word()
-        if size > _MAX_STRING_BYTES:
-            raise CdrError(f"a text in it claims {size} bytes")
-        raw = bytes(self._take(size))
-        try:
-            return raw.removesuffix(b"\0").decode()
-        except UnicodeDecodeError:
-            raise CdrError("a text in it is no UTF-8") from None
-
-    def octets(self) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(self._take(self.word()), np.uint8)
-
-    def finish(self) -> None:
-        left = len(self._data) - self._at
-        if left > 3:  # some writers pad to a multiple of four
-            raise CdrError(f"{left} bytes of it belong to no field")
-
-    def _take(self, size: int) -> memoryview:
-        if self._at + size > len(self._data):
-            raise CdrError(f"a field claims {size} bytes, but {len(self._data) - self._at} are left")
-        self._at += size
-        return self._data[self._at - size : self._at]
+def _octets(data: bytes | memoryview, word: _Unpack, at: int) -> npt.NDArray[np.uint8]:
+    """The sequence of bytes that ends the message."""
+    at += -at % 4
+    (size,) = word(data, at)
+    left = len(data) - (at + 4 + size)
+    if not 0 <= left < 4:  # some writers pad to a multiple of four
+        raise CdrError(f"its data claims {size} bytes, but {len(data) - at - 4} follow")
+    return np.frombuffer(data, np.uint8, size, at + 4)

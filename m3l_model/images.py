@@ -9,7 +9,7 @@ colour, depth or labels.
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import cv2
 import numpy as np
@@ -59,7 +59,6 @@ class RawImage(Protocol):
     data: object
 
 
-@runtime_checkable
 class CompressedImage(Protocol):
     """The fields of sensor_msgs/CompressedImage that matter here."""
 
@@ -72,21 +71,25 @@ ImageMessage = RawImage | CompressedImage
 
 def is_color(msg: ImageMessage) -> bool:
     """Whether the encoding is one of colour (or grey), as far as the message says."""
-    if isinstance(msg, CompressedImage):
+    if _is_compressed(msg):
         return not is_depth(msg)
     return msg.encoding.startswith(_COLOR_PREFIXES)
 
 
 def is_depth(msg: ImageMessage) -> bool:
     """Whether the encoding is one of depth, as far as the message says."""
-    if isinstance(msg, CompressedImage):
+    if _is_compressed(msg):
         return "compressedDepth" in msg.format or _compressed_encoding(msg) in DEPTH_ENCODINGS
     return msg.encoding in DEPTH_ENCODINGS
 
 
+def _is_compressed(msg: ImageMessage) -> TypeGuard[CompressedImage]:
+    return hasattr(msg, "format")
+
+
 def encoding_of(msg: ImageMessage) -> str:
     """The encoding (of a compressed image: the format), for people."""
-    return msg.format if isinstance(msg, CompressedImage) else msg.encoding
+    return msg.format if _is_compressed(msg) else msg.encoding
 
 
 def to_rgb(msg: ImageMessage) -> npt.NDArray[np.uint8]:
@@ -95,7 +98,7 @@ def to_rgb(msg: ImageMessage) -> npt.NDArray[np.uint8]:
     Raises:
         ImageFormatError: the encoding is not of colour or not supported, or the sizes contradict one another.
     """
-    if isinstance(msg, CompressedImage):
+    if _is_compressed(msg):
         _require(is_color(msg), f"format {msg.format!r} is depth, not colour")
         image = _decompress(msg, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         _require(
@@ -116,7 +119,7 @@ def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float
     Raises:
         ImageFormatError: the encoding is not of depth or not supported, or the sizes contradict one another.
     """
-    if isinstance(msg, CompressedImage):
+    if _is_compressed(msg):
         return _decompress_depth(msg)
     _require(
         is_depth(msg),
@@ -127,9 +130,14 @@ def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float
 
 
 def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
-    """Whether any pixel of (H, W) uint16 mm or float32 m holds a distance: not 0, 65535, NaN or infinity."""
-    coarse = depth[::16, ::16]
-    return any(bool(((part > 0) & (part < 65535) & np.isfinite(part)).any()) for part in (coarse, depth))
+    """Whether any pixel of (H, W) uint16 mm or float32 m holds a distance, as ``preprocessing.to_metres`` has it."""
+    return any(_holds_distance(part) for part in (depth[::16, ::16], depth))
+
+
+def _holds_distance(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
+    if depth.dtype == np.uint16:
+        return bool((depth - np.uint16(1) < 65534).any())  # 0 wraps around
+    return bool(((depth > 0) & (depth < 65.535)).any())
 
 
 def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
@@ -138,7 +146,7 @@ def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
     Raises:
         ImageFormatError: not one channel of 8 bits, compressed with loss, or the sizes contradict one another.
     """
-    if isinstance(msg, CompressedImage):
+    if _is_compressed(msg):
         _require(
             _bytes(msg).tobytes().startswith(_PNG),
             f"format {msg.format!r} cannot carry labels: ids survive only PNG",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -17,10 +17,12 @@ import numpy as np
 from m3l_model.bag_storage import (
     HEAD_BYTES,
     MAX_MESSAGE_BYTES,
+    Allocate,
     BagError,
     StorageDamage,
     StoredMessage,
     StoredTopic,
+    new_memory,
     plain_head,
     zstd_decompress,
 )
@@ -128,24 +130,21 @@ class McapFile:
                 f"`head -c {self._passed}` of the file keeps them, `mcap recover` perhaps more"
             ) from None
 
-    def read(self, places: Sequence[np.void]) -> list[memoryview]:
-        """Read messages whole; see ``StorageFile.read``."""
-        found = []
-        for place in places:
-            at, within, size = int(place["at"]), int(place["within"]), int(place["size"])
-            try:
-                if within < 0:
-                    part = self._read_into_new(at - _PREFIX_BYTES, _PREFIX_BYTES + size)
-                else:
-                    part = self._chunk_part(at, within - _PREFIX_BYTES, _PREFIX_BYTES + size)
-                self._check_message(part[:_PREFIX_BYTES], place)
-            except StorageDamage as error:
-                raise BagError(
-                    f"{self.path}: damaged at byte {at}, a message of log time {int(place['log_ns'])}: {error}; "
-                    "`mcap recover` keeps the other messages"
-                ) from None
-            found.append(part[_PREFIX_BYTES:])
-        return found
+    def read(self, place: np.void, allocate: Allocate = new_memory) -> memoryview:
+        """Read a message whole; see ``StorageFile.read``."""
+        at, within, size = int(place["at"]), int(place["within"]), int(place["size"])
+        try:
+            if within < 0:
+                part = self._read_into(at - _PREFIX_BYTES, allocate(_PREFIX_BYTES + size, _PREFIX_BYTES))
+            else:
+                part = self._chunk_part(at, within - _PREFIX_BYTES, _PREFIX_BYTES + size, allocate)
+            self._check_message(part[:_PREFIX_BYTES], place)
+        except StorageDamage as error:
+            raise BagError(
+                f"{self.path}: damaged at byte {at}, a message of log time {int(place['log_ns'])}: {error}; "
+                "`mcap recover` keeps the other messages"
+            ) from None
+        return part[_PREFIX_BYTES:]
 
     # Records outside of chunks
 
@@ -397,21 +396,21 @@ class McapFile:
             topic, size, log_ns, at, within, plain_head(head[_PREFIX_BYTES:][:size], read_start)
         )
 
-    def _chunk_part(self, at: int, start: int, size: int) -> memoryview:
+    def _chunk_part(self, at: int, start: int, size: int, allocate: Allocate = new_memory) -> memoryview:
         """Read part of a chunk's content; where the chunk has a checksum, it holds."""
         head = self._chunk_head(at)
         if start + size > head.size:
             raise StorageDamage("the chunk is shorter than it was")
         cut = head.end > self._size
         if not head.compression and (cut or not head.crc or at in self._verified):
-            return self._read_into_new(head.content_at + start, size)
+            return self._read_into(head.content_at + start, allocate(size, _PREFIX_BYTES))
         return self._content(head)[start : start + size]
 
     def _content(self, head: _ChunkHead) -> memoryview:
         """A chunk's content, checked; the last one is kept, as messages of one frame often share it."""
         if self._kept is not None and self._kept[0] == head.at:
             return self._kept[1]
-        content = self._read_into_new(head.content_at, head.content_size)
+        content = self._read_into(head.content_at, new_memory(head.content_size, 0))
         if head.compression:
             try:
                 content = memoryview(_decompress(content, head))
@@ -446,18 +445,17 @@ class McapFile:
         if end > self._size:
             raise _CutError(f"its last record ends at byte {end}, but the file at {self._size}")
 
-    def _read_into_new(self, at: int, size: int) -> memoryview:
-        """Like ``_pread``, into memory that may be written: what arrays and tensors are made of without a copy."""
-        self._require(at + size)
-        data = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
+    def _read_into(self, at: int, data: memoryview) -> memoryview:
+        """Fill memory with what lies at a byte of the file."""
+        self._require(at + len(data))
         done = 0
-        while done < size:
+        while done < len(data):
             try:
                 count = os.preadv(self._fd, [data[done:]], at + done)
             except OSError as error:
                 raise StorageDamage(f"byte {at} cannot be read: {error.strerror}") from error
             if not count:
-                raise _CutError(f"it has become shorter than {at + size} bytes")
+                raise _CutError(f"it has become shorter than {at + len(data)} bytes")
             done += count
         return data
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,12 @@ import numpy as np
 from m3l_model.bag_storage import (
     HEAD_BYTES,
     MAX_MESSAGE_BYTES,
+    Allocate,
     BagError,
     StorageDamage,
     StoredMessage,
     StoredTopic,
+    new_memory,
     plain_head,
 )
 
@@ -89,22 +91,19 @@ class SqliteFile:
                 )
         self._passed = self._size
 
-    def read(self, places: Sequence[np.void]) -> list[memoryview]:
-        """Read messages whole; see ``StorageFile.read``."""
-        found = []
-        for place in places:
-            row = int(place["at"])
-            with self._errors():
-                rows: Iterable[Any] = self._database.execute(
-                    "SELECT topic_id, timestamp, length(data) FROM messages WHERE rowid = ?", (row,)
-                )
-                expected = (int(place["stored_topic"]), int(place["log_ns"]), int(place["size"]))
-                if [(self._ids.get(topic), log_ns, size) for topic, log_ns, size in rows] != [expected]:
-                    raise StorageDamage(f"row {row} of messages holds another message than it did")
-                data = memoryview(np.empty(int(place["size"]), np.uint8))  # type: ignore[arg-type]
-                self._blob(row).read_into(data)
-            found.append(data)
-        return found
+    def read(self, place: np.void, allocate: Allocate = new_memory) -> memoryview:
+        """Read a message whole; see ``StorageFile.read``."""
+        row = int(place["at"])
+        expected = (int(place["stored_topic"]), int(place["log_ns"]), int(place["size"]))
+        with self._errors():
+            rows: Iterable[Any] = self._database.execute(
+                "SELECT topic_id, timestamp, length(data) FROM messages WHERE rowid = ?", (row,)
+            )
+            if [(self._ids.get(topic), log_ns, size) for topic, log_ns, size in rows] != [expected]:
+                raise StorageDamage(f"row {row} of messages holds another message than it did")
+            data = allocate(expected[2], 0)
+            self._blob(row).read_into(data)
+        return data
 
     def _uri(self) -> str:
         """The database, taken for one that nobody changes unless a recorder left its journal."""
