@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of COCO annotations: polygons and run lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from m3l_model.labels import LabelError
+
+_SCALE = 4
+"""Polygons are drawn this much larger, and of each pixel the middle counts: drawn as they are, OpenCV would also fill
+every pixel that an edge touches, and neighbours would overlap."""
+
+_SHIFT = 8
+"""Fractional bits of the coordinates that OpenCV draws."""
+
+
+class Mask(Protocol):
+    """The pixels of an annotation."""
+
+    def draw(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        """Give (H, W) bool. Raises ``ValueError`` where the mask is not of such an image."""
+
+
+class Polygons:
+    """The union of polygons, each a list x, y, x, y, ...; a pixel covers the unit square whose corner is its index."""
+
+    def __init__(self, polygons: Sequence[Sequence[float]]) -> None:
+        self._polygons = []
+        for numbers in polygons:
+            if not isinstance(numbers, list) or not all(_is_number(value) for value in numbers):
+                raise ValueError("a polygon is not a list of numbers")
+            if len(numbers) < 6 or len(numbers) % 2:
+                raise ValueError(
+                    f"a polygon has {len(numbers)} numbers; x and y of 3 points or more are needed"
+                )
+            self._polygons.append(np.array(numbers, np.float64).reshape(-1, 2))
+
+    def draw(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        mask = np.zeros((height, width), bool)
+        for points in self._polygons:
+            if not np.all((points >= (-width, -height)) & (points <= (2 * width, 2 * height))):
+                raise ValueError(f"a polygon reaches far out of the image of {width}x{height}")
+            left, top = np.clip(np.floor(points.min(axis=0)), 0, (width, height)).astype(int)
+            right, bottom = np.clip(np.ceil(points.max(axis=0)), 0, (width, height)).astype(int)
+            if right > left and bottom > top:
+                mask[top:bottom, left:right] |= _fill(points - (left, top), bottom - top, right - left)
+        return mask
+
+
+class RunLengths:
+    """Uncompressed run lengths, down the columns one after the other, beginning with pixels outside."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        if not all(isinstance(count, int) and 0 <= count < 2**32 for count in counts):
+            raise ValueError("run lengths are not whole numbers from 0 on")
+        self._counts = np.array(counts, np.int64)
+
+    def draw(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        if self._counts.sum() != height * width:
+            raise ValueError(f"run lengths add up to {self._counts.sum()}, not to {width}x{height}")
+        inside = np.arange(len(self._counts)) % 2 == 1
+        return np.repeat(inside, self._counts).reshape(width, height).T
+
+
+class CompressedRunLengths:
+    """Run lengths in pycocotools' own text.
+
+    Raises:
+        LabelError: pycocotools is missing.
+    """
+
+    def __init__(self, counts: str) -> None:
+        _pycocotools()
+        self._counts = counts.encode()
+
+    def draw(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        try:
+            mask = _pycocotools().decode({"size": [height, width], "counts": self._counts})
+        except ValueError as error:
+            raise ValueError(
+                f"compressed run lengths are damaged or not of an image of {width}x{height}"
+            ) from error
+        return np.asarray(mask, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 2**31
+
+
+def _fill(points: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.bool_]:
+    canvas = np.zeros((height * _SCALE, width * _SCALE), np.uint8)
+    corners = np.rint((points * _SCALE - 0.5) * (1 << _SHIFT)).astype(np.int32)
+    cv2.fillPoly(canvas, [corners], 1, cv2.LINE_8, _SHIFT)
+    return canvas[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE] == 1
+
+
+def _pycocotools() -> ModuleType:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise LabelError("compressed run lengths need pycocotools: pip install pycocotools") from error
+    return mask
