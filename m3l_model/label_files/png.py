@@ -107,6 +107,7 @@ def _check_header(data: bytes, shape: tuple[int, int] | None, source: str) -> tu
 
 def _decode(data: bytes, source: str) -> Image.Image:
     try:
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # load() leaves the pixels' checksums aside
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         image.load()
     except _DAMAGED as error:

@@ -171,7 +171,7 @@ def index_frames(path: Path, members: Iterable[tuple[str, Member]]) -> dict[Fram
         else:
             frames[frame], names[frame] = member, name
     if not frames:
-        found = f"there are {shortened(strange)}" if strange else "there are none at all"
+        found = f"found {shortened(strange)}" if strange else "found nothing at all"
         raise LabelError(
             f"{path}: no label is named by its frame's stamp, <stamp_ns>.png or <bag>/<stamp_ns>.png: {found}; keep "
             "the names under which frames are exported"
