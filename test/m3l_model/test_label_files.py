@@ -139,7 +139,7 @@ def test_indices_of_palettes_of_every_depth_are_ids_whatever_their_colours(
 
 @given(np_st.arrays(np.uint8, np_st.array_shapes(min_dims=2, max_dims=2, max_side=9)))
 def test_grey_levels_are_ids(ids: np.ndarray) -> None:
-    assert np.array_equal(read_ids(png(ids), ids.shape, "image"), ids)
+    assert np.array_equal(read_ids(png(ids), None, "image"), ids)
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_compressed_run_lengths_give_the_mask_that_pycocotools_encoded(mask: np.
 @given(*[st.integers(-5, 9)] * 2, *[st.integers(1, 9)] * 2)
 def test_rectangles_fill_the_pixels_between_their_edges(left: int, top: int, width: int, height: int) -> None:
     expected = np.zeros((9, 11), bool)
-    expected[max(top, 0) : top + height, max(left, 0) : left + width] = True
+    expected[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = True
 
     mask = Polygons([rectangle(left, top, left + width, top + height)]).draw(9, 11)
 
