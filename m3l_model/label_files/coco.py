@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3l_model.frame_names import FrameName
-from m3l_model.label_files.coco_masks import CompressedRunLengths, Mask, Polygons, RunLengths
+from m3l_model.label_files.coco_masks import Mask, Polygons, RunLengths
 from m3l_model.label_files.size import check_size
 from m3l_model.label_files.stamped import ClassNames, LoadedLabels, StampedLabels, index_frames
 from m3l_model.label_files.storage import Storage
@@ -33,7 +33,7 @@ class CocoLabels(StampedLabels["CocoImage"]):
       the earlier.
     - Pixels of an annotated image without annotation are ``ignore_id``, or the class ``background`` of a label set that
       has one. Images without any annotation are not labelled.
-    - The polygons of one annotation are united. Run lengths may be compressed where pycocotools is installed.
+    - The polygons of one annotation are united. Run lengths may be compressed.
 
     In a spawned process the file is read again when labels are first wanted, which costs less than to pickle them all.
 
@@ -145,7 +145,7 @@ def _annotated_images(content: object, classes: ClassNames) -> list[CocoImage]:
             raise LabelError(f"annotation {key}: image_id {image!r} is not among the images")
         try:
             mask = _mask(entry.get("segmentation"), images[image])
-        except (LabelError, ValueError) as error:
+        except ValueError as error:
             raise LabelError(f"annotation {key}: {error}") from error
         name = categories[category]
         images[image].annotations.append(
@@ -165,8 +165,7 @@ def _mask(segmentation: Any, image: CocoImage) -> Mask:
         raise ValueError(
             f"run lengths of size {segmentation.get('size')!r}, but the image has [{image.height}, {image.width}]"
         )
-    counts = segmentation["counts"]
-    return CompressedRunLengths(counts) if isinstance(counts, str) else RunLengths(counts)
+    return RunLengths(segmentation["counts"])
 
 
 def _by_id(content: Mapping[str, object], what: str, one: str) -> list[tuple[object, dict[str, Any]]]:

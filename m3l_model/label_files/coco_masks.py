@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-
-from m3l_model.labels import LabelError
 
 _SCALE = 4
 """Polygons are drawn this much larger, and of each pixel the middle counts: drawn as they are, OpenCV would also fill
@@ -55,39 +52,25 @@ class Polygons:
 
 
 class RunLengths:
-    """Uncompressed run lengths, down the columns one after the other, beginning with pixels outside."""
+    """Run lengths down the columns, one after the other, beginning with pixels outside the mask.
 
-    def __init__(self, counts: Sequence[int]) -> None:
-        if not all(isinstance(count, int) and 0 <= count < 2**32 for count in counts):
-            raise ValueError("run lengths are not whole numbers from 0 on")
-        self._counts = np.array(counts, np.int64)
-
-    def draw(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        if self._counts.sum() != height * width:
-            raise ValueError(f"run lengths add up to {self._counts.sum()}, not to {width}x{height}")
-        inside = np.arange(len(self._counts)) % 2 == 1
-        return np.repeat(inside, self._counts).reshape(width, height).T
-
-
-class CompressedRunLengths:
-    """Run lengths in pycocotools' own text.
-
-    Raises:
-        LabelError: pycocotools is missing.
+    Args:
+        counts: whole numbers, or the text to which COCO's tools compress them.
     """
 
-    def __init__(self, counts: str) -> None:
-        _pycocotools()
-        self._counts = counts.encode()
+    def __init__(self, counts: Sequence[int] | str) -> None:
+        if isinstance(counts, str):
+            counts = _decompress(counts)
+        if not all(isinstance(count, int) and 0 <= count < 2**32 for count in counts):
+            raise ValueError("run lengths are not whole numbers from 0 on")
+        self._counts = np.array(counts, np.uint32)
 
     def draw(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        try:
-            mask = _pycocotools().decode({"size": [height, width], "counts": self._counts})
-        except ValueError as error:
-            raise ValueError(
-                f"compressed run lengths are damaged or not of an image of {width}x{height}"
-            ) from error
-        return np.asarray(mask, bool)
+        total = int(self._counts.sum(dtype=np.uint64))
+        if total != height * width:
+            raise ValueError(f"run lengths add up to {total}, not to {width}x{height}")
+        inside = np.arange(len(self._counts)) % 2 == 1
+        return np.repeat(inside, self._counts.astype(np.int64)).reshape(width, height).T
 
 
 def _is_number(value: object) -> bool:
@@ -101,9 +84,26 @@ def _fill(points: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArr
     return canvas[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE] == 1
 
 
-def _pycocotools() -> ModuleType:
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise LabelError("compressed run lengths need pycocotools: pip install pycocotools") from error
-    return mask
+def _decompress(text: str) -> list[int]:
+    """Read run lengths from text: 5 bits a character from ``0`` on, the lowest first; bit 6 says that more follow.
+
+    Numbers are signed, and from the fourth on they are differences to the last but one. pycocotools is not used,
+    because on damaged text it writes beyond its memory.
+    """
+    counts: list[int] = []
+    value = bits = 0
+    for character in text:
+        group = ord(character) - ord("0")
+        if not 0 <= group < 64 or bits > 35:
+            raise ValueError("compressed run lengths are damaged")
+        value |= (group & 31) << bits
+        bits += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << bits
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = bits = 0
+    if bits:
+        raise ValueError("compressed run lengths end within a number")
+    return counts

@@ -22,7 +22,6 @@ ROSDEP_KEYS = {
     "tqdm": "python3-tqdm",
     "yaml": "python3-yaml",
 }
-OPTIONAL = {"pycocotools"}
 IN_NO_APT_ARCHIVE = {"rosbags", "safetensors", "torch"}
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 ON_A_ROBOT_ONLY = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "vision_msgs"}
@@ -55,7 +54,7 @@ def test_package_xml_is_complete(repository, imported):
     assert package.findtext("export/build_type") == "ament_python"
     keys = [tag.text for tag in package.iter("exec_depend")]
     assert len(keys) == len(set(keys))
-    assert {ROSDEP_KEYS.get(name, name) for name in imported - IN_NO_APT_ARCHIVE - OPTIONAL} <= set(keys)
+    assert {ROSDEP_KEYS.get(name, name) for name in imported - IN_NO_APT_ARCHIVE} <= set(keys)
 
 
 def test_setup_py_is_complete(imported, requirements):
