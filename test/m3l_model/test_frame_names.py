@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3l_model.frame_names import frame_file, parse_frame_file
@@ -13,6 +13,7 @@ BAG_NAMES = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_
 )
 
 
+@settings(deadline=None)
 @given(BAG_NAMES, STAMPS)
 def test_a_frame_is_found_again_from_the_name_of_its_file(bag_name: str, stamp_ns: int) -> None:
     assert parse_frame_file(frame_file(bag_name, stamp_ns)) == (bag_name, stamp_ns)

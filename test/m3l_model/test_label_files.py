@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 from PIL import Image
-from pycocotools import mask as pycocotools_mask
 
 from m3l_model.frame_names import frame_file
 from m3l_model.label_files import LabelFiles, open_label_files
@@ -136,6 +136,7 @@ def test_indices_of_palettes_of_every_depth_are_ids_whatever_their_colours(
     assert np.array_equal(read_ids(content, None, "image"), ids)
 
 
+@settings(deadline=None)
 @given(np_st.arrays(np.uint8, np_st.array_shapes(min_dims=2, max_dims=2, max_side=9)))
 def test_grey_levels_are_ids(ids: np.ndarray) -> None:
     assert np.array_equal(read_ids(png(ids), None, "image"), ids)
@@ -555,21 +556,32 @@ def test_coco_is_found_in_the_zip_and_in_its_folder(tmp_path: Path) -> None:
         labels.check()
 
 
-MASKS = np_st.arrays(bool, np_st.array_shapes(min_dims=2, max_dims=2, max_side=40))
+MASKS = np_st.arrays(bool, np_st.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
 
+@pytest.fixture(scope="module")
+def pycocotools_mask() -> ModuleType:
+    """COCO's own masks."""
+    return pytest.importorskip("pycocotools.mask", reason="needs pycocotools: pip install -e '.[test]'")
+
+
+@settings(deadline=None)
 @given(MASKS)
 def test_run_lengths_give_the_mask_that_was_encoded(mask: np.ndarray) -> None:
     assert np.array_equal(RunLengths(encode(mask)["counts"]).draw(*mask.shape), mask)
 
 
+@settings(deadline=None)
 @given(MASKS)
-def test_compressed_run_lengths_give_the_mask_that_pycocotools_encoded(mask: np.ndarray) -> None:
+def test_compressed_run_lengths_give_the_mask_that_pycocotools_encoded(
+    pycocotools_mask: ModuleType, mask: np.ndarray
+) -> None:
     counts = pycocotools_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
 
     assert np.array_equal(RunLengths(counts).draw(*mask.shape), mask)
 
 
+@settings(deadline=None)
 @given(*[st.integers(-5, 9)] * 2, *[st.integers(1, 9)] * 2)
 def test_rectangles_fill_the_pixels_between_their_edges(left: int, top: int, width: int, height: int) -> None:
     expected = np.zeros((9, 11), bool)
@@ -582,7 +594,9 @@ def test_rectangles_fill_the_pixels_between_their_edges(left: int, top: int, wid
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 64), st.floats(0, 48)), min_size=3, max_size=8))
-def test_polygons_are_pycocotools_polygons_but_for_their_edges(points: list[tuple[float, float]]) -> None:
+def test_polygons_are_pycocotools_polygons_but_for_their_edges(
+    pycocotools_mask: ModuleType, points: list[tuple[float, float]]
+) -> None:
     flat = [value for point in points for value in point]
     expected = pycocotools_mask.decode(
         pycocotools_mask.merge(pycocotools_mask.frPyObjects([flat], 48, 64))
@@ -605,7 +619,7 @@ def test_overlapping_polygons_of_one_annotation_are_united() -> None:
     assert mask.all()
 
 
-def test_run_lengths_of_a_file_are_painted(tmp_path: Path) -> None:
+def test_run_lengths_of_a_file_are_painted(tmp_path: Path, pycocotools_mask: ModuleType) -> None:
     mask = np.array([[True, False, True], [False, False, True]])
     compressed = pycocotools_mask.encode(np.asfortranarray(mask, np.uint8))
     for segmentation in (encode(mask), {"size": [2, 3], "counts": compressed["counts"].decode()}):
