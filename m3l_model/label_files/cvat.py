@@ -126,8 +126,11 @@ class _ColorTable(NamedTuple):
 
 def _codes(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """Turn (..., 3) RGB into one number each."""
-    red, green, blue = np.moveaxis(colors.astype(np.uint32), -1, 0)
-    return red << np.uint32(16) | green << np.uint32(8) | blue
+    codes = colors[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        codes <<= np.uint32(8)
+        codes |= colors[..., channel]
+    return codes
 
 
 def _read_label_map(data: bytes, source: str, label_set: LabelSet) -> _ColorTable:
