@@ -99,6 +99,7 @@ class BagWriter:
         labels: npt.NDArray[np.uint8] | None,
         k: npt.ArrayLike,
         topics: Topics = DEFAULT_TOPICS,
+        log_ns: int | None = None,
     ) -> None:
         """Write all images of one registered camera, with one stamp, and the camera infos of colour and depth.
 
@@ -111,17 +112,18 @@ class BagWriter:
             labels: (H, W) uint8 ids; None where the frame has no labels.
             k: (3, 3) intrinsics.
             topics: where to; what has no topic is left out.
+            log_ns: log time of all of them.
         """
         for image, info in ((depth_mm, topics.depth_info), (rgb, topics.rgb_info)):
             if image is not None and info is not None:
                 height, width = image.shape[:2]
-                self.write_camera_info(info, stamp_ns, frame_id, width, height, k)
+                self.write_camera_info(info, stamp_ns, frame_id, width, height, k, log_ns)
         if depth_mm is not None and topics.depth is not None:
-            self.write_depth(topics.depth, stamp_ns, frame_id, depth_mm)
+            self.write_depth(topics.depth, stamp_ns, frame_id, depth_mm, log_ns)
         if rgb is not None:
-            self.write_rgb(topics.rgb, stamp_ns, frame_id, rgb)
+            self.write_rgb(topics.rgb, stamp_ns, frame_id, rgb, log_ns)
         if labels is not None and topics.label is not None:
-            self.write_labels(topics.label, stamp_ns, frame_id, labels)
+            self.write_labels(topics.label, stamp_ns, frame_id, labels, log_ns)
 
     def write_rgb(
         self, topic: str, stamp_ns: int, frame_id: str, rgb: npt.NDArray[np.uint8], log_ns: int | None = None

@@ -54,7 +54,7 @@ def write_images(
     """Read images and write them to a new bag, on this package's default topics, with their camera infos.
 
     Args:
-        images: in the order of their stamps.
+        images: in the order of their log times.
         out: the bag's folder; must not exist.
         units: of the depth images.
         frame_id: of all images, since depth must be registered to colour.
@@ -88,7 +88,7 @@ def write_images(
             rgb, depth_mm, labels = (
                 pixels if image.role is role else None for role in (Role.COLOR, Role.DEPTH, Role.LABEL)
             )
-            writer.write_frame(image.stamp_ns, frame_id, rgb, depth_mm, labels, k)
+            writer.write_frame(image.stamp_ns, frame_id, rgb, depth_mm, labels, k, log_ns=image.log_ns)
     return counts
 
 
@@ -152,8 +152,8 @@ def _read(image: ImageFile, units: DepthUnits) -> npt.NDArray[Any]:
     values = read_depth(image.path)
     if units.bits not in (None, values.itemsize * 8):
         raise ImportImagesError(
-            f"{image.path} has {values.itemsize * 8} bits a pixel, but the first depth image {units.bits}; "
-            "import images of one kind at a time"
+            f"{image.path} has {values.itemsize * 8} bits a pixel, but {units.bits} are expected; "
+            "import depth images of one kind at a time, or name their units with --depth-scale"
         )
     return units.millimetres(values)
 

@@ -56,7 +56,7 @@ class Choices:
     def units(self, layout: DepthUnits) -> DepthUnits:
         """The layout's units, as far as nothing else was chosen; a chosen scale is of the values as they are."""
         if self.depth_scale is not None:
-            layout = replace(layout, scale=self.depth_scale, offset=0.0, rotated=0)
+            layout = replace(layout, scale=self.depth_scale, offset=0.0, rotated=0, bits=None)
         if self.depth_offset is not None:
             layout = replace(layout, offset=self.depth_offset)
         if self.invalid_depth is not None:
@@ -226,23 +226,24 @@ _LABEL_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 
 def _plan_sunrgbd(folder: Path, choices: Choices) -> ImportPlan:
-    found = sorted(
-        _sun_folders(folder), key=lambda path: natural_order("-".join(path.relative_to(folder).parts))
-    )
+    found = sorted(_sun_folders(folder), key=_number_order)
     if not found:
         return _plan_sun_prepared(folder, choices)
     if choices.color is not None:
         raise ImportImagesError(
-            f"--color {choices.color}: a frame's colour image is the one in its image/; leave it out"
+            f"--color {choices.color}: a frame's colour image is the one in its image/; leave --color out"
         )
     listed: Mapping[str, Path | None] = {str(path): path for path in found}
     if choices.list is not None:
         listed = _listed(folder, found, _list_file(folder, choices.list))
+    in_frames = [_in_some_frame(found, chosen) for chosen in (choices.depth, choices.labels)]
+    if not in_frames[0]:
+        raise ImportImagesError(f"--depth {choices.depth}: no frame of {folder} has a folder of this name")
     depth = _SUN_DEPTH if choices.depth is None else (choices.depth,)
-    labels = _SUN_LABELS if choices.labels is None else (choices.labels,)
+    labels = _SUN_LABELS if choices.labels is None else (choices.labels,) if in_frames[1] else ()
     frames = [None if path is None else _sun_frame(path, depth, labels) for path in listed.values()]
     notes = []
-    if choices.labels is not None and not any(frame and frame.label for frame in frames):
+    if not in_frames[1]:
         frames = _number_labels(frames, choices)
     elif not any(frame and frame.label for frame in frames):
         notes = [
@@ -267,6 +268,15 @@ def _sun_folders(folder: Path) -> Iterator[Path]:
         if _SUN_COLOR in folders and ("intrinsics.txt" in files or of_depth):
             yield Path(path)
             folders.clear()
+
+
+def _number_order(path: Path) -> list[tuple[int, str]]:
+    return natural_order("-".join(re.findall(r"\d+|[^\d-]+", str(path))))
+
+
+def _in_some_frame(frames: Sequence[Path], name: str | None) -> bool:
+    """Whether a name is that of a folder in the frames' folders, or None."""
+    return name is None or (len(Path(name).parts) == 1 and any((frame / name).is_dir() for frame in frames))
 
 
 def _sun_frame(folder: Path, depth: Sequence[str], label: Sequence[str]) -> FrameFiles:
@@ -335,20 +345,32 @@ def _number_labels(frames: Sequence[FrameFiles | None], choices: Choices) -> lis
             f"{choices.labels} holds {len(labels)} label images, but {choices.list} names {len(frames)} frames; they "
             "are matched in order, so give just the images of these frames"
         )
-    labels.sort(key=lambda path: natural_order("-".join(re.findall(r"\d+|[a-z]+", path.stem.lower()))))
+    labels.sort(key=_number_order)
     return [
         None if frame is None else frame._replace(label=label)
         for frame, label in zip(frames, labels, strict=True)
     ]
 
 
+# TUM RGB-D
+
+
+def _plan_tum(folder: Path, choices: Choices) -> ImportPlan:
+    for option, chosen in (("--color", choices.color), ("--depth", choices.depth)):
+        if chosen is not None:
+            raise ImportImagesError(
+                f"{option} {chosen}: the images of {folder} are those of its lists; leave it out"
+            )
+    associations = None if choices.list is None else _list_file(folder, choices.list)
+    labels = _choose(folder, choices.labels, _LABELS)
+    return plan_tum(folder, associations, labels)
+
+
 LAYOUTS: Mapping[str, Callable[[Path, Choices], ImportPlan]] = MappingProxyType(
     {
         "nyuv2": _plan_nyuv2,
         "sunrgbd": _plan_sunrgbd,
-        "tum": lambda folder, choices: plan_tum(
-            folder, choices.list and _list_file(folder, choices.list), choices.labels
-        ),
+        "tum": _plan_tum,
     }
 )
 """How the frames of each layout are found."""

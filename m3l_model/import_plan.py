@@ -7,7 +7,7 @@ import glob
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ class FrameFiles(NamedTuple):
     Attributes:
         color, depth, label: the images. A depth image without a colour image is a frame of its own.
         intrinsics: (3, 3) camera matrix, where the data set gives one.
-        stamp_ns: of the recording; None where its order is all that is known.
+        stamp_ns: of colour, or of depth without colour, in the recording; None where the order is all that is known.
+        depth_stamp_ns: of depth, where it has another.
     """
 
     color: Path | None
@@ -39,30 +40,30 @@ class FrameFiles(NamedTuple):
     label: Path | None = None
     intrinsics: npt.NDArray[np.float64] | None = None
     stamp_ns: int | None = None
+    depth_stamp_ns: int | None = None
 
 
-class Role(IntEnum):
-    """What an image is, in the order in which images of one stamp are written.
+class Role(Enum):
+    """What an image is."""
 
-    Depth goes before colour: the synchronizer lets a colour image wait for depth only once depth has been seen.
-    """
-
-    DEPTH = 0
-    COLOR = 1
-    LABEL = 2
+    COLOR = "colour"
+    DEPTH = "depth"
+    LABEL = "label"
 
 
 class ImageFile(NamedTuple):
     """One image to write.
 
     Attributes:
-        stamp_ns: header stamp and log time.
+        log_ns: log time.
+        stamp_ns: header stamp.
         role: what it is.
         path: its file.
         camera: images of one number must be of one size.
         intrinsics: (3, 3) camera matrix; None where it is not known.
     """
 
+    log_ns: int
     stamp_ns: int
     role: Role
     path: Path
@@ -141,7 +142,10 @@ class ImportPlan:
         return sum(frame.label is not None for frame in self.frames)
 
     def images(self, rate_hz: float = 10.0, start_ns: int = 1_000_000_000) -> list[ImageFile]:
-        """Give every image its stamp, in the order of writing.
+        """Give every image its stamps, in the order of writing.
+
+        A frame's images are logged when the last of them is due, depth before colour: the synchronizer lets a colour
+        image wait for depth only if depth has come within its timeout.
 
         Args:
             rate_hz: frames a second, where the recording's stamps are not known.
@@ -152,20 +156,25 @@ class ImportPlan:
         """
         if not 0 < rate_hz < float("inf"):
             raise ImportImagesError(f"rate {rate_hz} is no number of frames a second")
-        images = []
+        images: list[ImageFile] = []
+        log_ns = 0
         for index, frame in enumerate(self.frames):
             stamp_ns = frame.stamp_ns
             if stamp_ns is None:
                 stamp_ns = start_ns + round(index * 1_000_000_000 / rate_hz)
+            depth_stamp_ns = stamp_ns if frame.depth_stamp_ns is None else frame.depth_stamp_ns
+            log_ns = max(log_ns, stamp_ns, depth_stamp_ns)
             camera = 0 if self.one_camera else index
-            for role, path in (
-                (Role.DEPTH, frame.depth),
-                (Role.COLOR, frame.color),
-                (Role.LABEL, frame.label),
-            ):
-                if path is not None:
-                    images.append(ImageFile(stamp_ns, role, path, camera, frame.intrinsics))
-        return sorted(images, key=lambda image: image[:2])
+            images += (
+                ImageFile(log_ns, stamp, role, path, camera, frame.intrinsics)
+                for role, path, stamp in (
+                    (Role.DEPTH, frame.depth, depth_stamp_ns),
+                    (Role.COLOR, frame.color, stamp_ns),
+                    (Role.LABEL, frame.label, stamp_ns),
+                )
+                if path is not None
+            )
+        return images
 
 
 def plan_import(

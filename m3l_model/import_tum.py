@@ -76,57 +76,55 @@ def plan_tum(folder: Path, associations: Path | None = None, labels: str | None 
     """
     if associations is None:
         associations = next((path for name in _ASSOCIATIONS if (path := folder / name).is_file()), None)
-    if associations is not None:
-        color, depth = read_associations(associations)
-        pairs = dict(zip(color.images, depth.images, strict=True))
-        source = f"pairs of {associations}"
-    else:
+    if associations is None:
         color, depth = (read_tum_list(folder / name) for name in ("rgb.txt", "depth.txt"))
         by_stamp = {image.stamp_ns: image for image in depth.images}
         pairs = {image: by_stamp[image.stamp_ns] for image in color.images if image.stamp_ns in by_stamp}
-        source = "all images of rgb.txt and depth.txt"
-    there = _existing(folder, (*color.images, *depth.images))
-    missing = tuple(image.name for image in (*color.images, *depth.images) if image not in there)
-    if not any(image in there for image in color.images):
+        source = "all of rgb.txt and depth.txt"
+    else:
+        color, depth = read_associations(associations)
+        pairs = dict(zip(color.images, depth.images, strict=True))
+        source = f"the pairs of {associations}"
+    listed = tuple(dict.fromkeys((*color.images, *depth.images)))
+    there = {image: path for image in listed if (path := folder / image.name).is_file()}
+    colors = [image for image in color.images if image in there]
+    if not colors:
         raise ImportImagesError(
             f"{folder}: none of the {len(color.images)} colour images listed exists, such as {color.images[0].name}; "
             "unpack the images beside the lists"
         )
-    label_of = _match_labels([there[image] for image in color.images if image in there], labels)
+    label_of = _match_labels([there[image] for image in colors], labels)
     k = _freiburg_intrinsics(folder)
-    colors = [image for image in color.images if image in there]
-    depths = sorted({image for image in depth.images if image in there})
+    numbered = color.numbered and depth.numbered
+    unpaired = dict.fromkeys(image for image in depth.images if image in there)
+    frames = []
+    for image in colors:
+        partner = pairs.get(image)
+        frame = FrameFiles(there[image], None, label_of.get(there[image]), k, image.stamp_ns)
+        if partner is not None and partner in unpaired:
+            del unpaired[partner]  # where several frames share it, it is written once
+            frame = frame._replace(depth=there[partner], depth_stamp_ns=partner.stamp_ns)
+        frames.append(frame)
     notes = [f"images: {source}"]
-    if color.numbered and depth.numbered:
-        frames = [
-            FrameFiles(
-                there[image],
-                there.get(pairs[image]) if image in pairs else None,
-                label_of.get(there[image]),
-                k,
-            )
-            for image in colors
-        ]
-        notes.append("stamps: whole numbers, taken for numbers of frames; frames follow at --rate")
-        unused = tuple(there[image] for image in depths if image not in set(pairs.values()))
+    unused: tuple[Path, ...] = ()
+    if numbered:
+        frames = [frame._replace(stamp_ns=None, depth_stamp_ns=None) for frame in frames]
+        unused = tuple(there[image] for image in unpaired)
+        notes.append("stamps: whole numbers, taken for numbers of frames, which follow at --rate")
     else:
-        frames = [
-            *(FrameFiles(there[i], None, label_of.get(there[i]), k, i.stamp_ns) for i in colors),
-            *(FrameFiles(None, there[i], None, k, i.stamp_ns) for i in depths),
-        ]
-        frames.sort(key=lambda frame: frame.stamp_ns or 0)
-        near = _count_near([i.stamp_ns for i in colors], [i.stamp_ns for i in depths])
+        frames += (FrameFiles(None, there[image], None, k, image.stamp_ns) for image in unpaired)
+        frames.sort(key=lambda frame: (frame.stamp_ns or 0, frame.color is not None))
+        near = _count_near(colors, [image for image in depth.images if image in there])
         notes.append(
             f"stamps: the recording's own; {near} of {len(colors)} colour images have a depth image within "
             f"{_SLOP_NS // 1_000_000} ms, the synchronizer's default slop"
         )
-        unused = ()
     if k is not None:
         notes.append("camera matrix: as published for this camera, without its lens distortion")
     return ImportPlan(
         tuple(frames),
         depth_unused=unused,
-        listed_missing=missing,
+        listed_missing=tuple(image.name for image in listed if image not in there),
         units=TUM_DEPTH,
         one_camera=True,
         notes=tuple(notes),
@@ -204,10 +202,6 @@ def _check_rising(path: Path, numbers: Sequence[int], images: Sequence[StampedFi
             )
 
 
-def _existing(folder: Path, images: Iterable[StampedFile]) -> dict[StampedFile, Path]:
-    return {image: path for image in images if (path := folder / image.name).is_file()}
-
-
 def _match_labels(colors: Sequence[Path], labels: str | None) -> Mapping[Path, Path]:
     if labels is None:
         return {}
@@ -215,13 +209,14 @@ def _match_labels(colors: Sequence[Path], labels: str | None) -> Mapping[Path, P
     return {path: keyed["label"][key] for key, path in keyed["colour"].items() if key in keyed["label"]}
 
 
-def _count_near(stamps: Sequence[int], others: Sequence[int]) -> int:
-    """Count the stamps that have another within the slop; the others are sorted."""
-    count = 0
-    for stamp in stamps:
-        at = bisect_left(others, stamp - _SLOP_NS)
-        count += at < len(others) and others[at] <= stamp + _SLOP_NS
-    return count
+def _count_near(colors: Sequence[StampedFile], depths: Iterable[StampedFile]) -> int:
+    """Count the colour images that have a depth image within the slop."""
+    stamps = sorted(image.stamp_ns for image in depths)
+    after = [bisect_left(stamps, image.stamp_ns - _SLOP_NS) for image in colors]
+    return sum(
+        at < len(stamps) and stamps[at] <= image.stamp_ns + _SLOP_NS
+        for at, image in zip(after, colors, strict=True)
+    )
 
 
 def _freiburg_intrinsics(folder: Path) -> npt.NDArray[np.float64] | None:
