@@ -194,7 +194,7 @@ def _read_labels(path: Path) -> npt.NDArray[np.uint8]:
 def _load_array(path: Path, data: bytes) -> npt.NDArray[Any]:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         raise ImportImagesError(f"{path}: not an array that can be read: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ImportImagesError(f"{path}: an archive of arrays, not one array")

@@ -220,7 +220,7 @@ def _list_file(folder: Path, path: Path) -> Path:
 
 _SUN_COLOR = "image"
 _SUN_DEPTH = ("depth_bfx", "depth")
-_SUN_LABELS = ("label37", "label38", "seg37", "label")
+_SUN_LABELS = ("label37", "label")
 _SAMPLED = 5
 _LABEL_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 

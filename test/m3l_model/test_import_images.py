@@ -212,7 +212,7 @@ def test_names_or_else_numbers_are_compared(tmp_path: Path, color: list[str], de
 
     plan = plan_import(str(tmp_path / "c"), str(tmp_path / "d"))
 
-    matched = {frame.color.name: frame.depth.name for frame in plan.frames if frame.depth is not None}
+    matched = {frame.color.name: frame.depth.name for frame in plan.frames if frame.color and frame.depth}
     assert matched == dict(zip(color, depth, strict=True))
 
 
@@ -379,7 +379,8 @@ def test_a_size_crops_in_the_middle_and_scales_with_the_intrinsics(
     assert frame.depth.shape == frame.labels.shape == (height, width)
     np.testing.assert_array_equal(frame.labels, frame.depth // 1000)
     with BagReader(tmp_path / "bag") as reader:
-        infos = [m.msg for m in reader.messages([DEFAULT_TOPICS.rgb_info, DEFAULT_TOPICS.depth_info])]
+        topics = [str(DEFAULT_TOPICS.rgb_info), str(DEFAULT_TOPICS.depth_info)]
+        infos = [message.msg for message in reader.messages(topics)]
     for info in infos:
         assert (info.width, info.height) == size
         (fx, _, cx), (_, fy, cy), _ = info.k.reshape(3, 3)

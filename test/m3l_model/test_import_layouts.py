@@ -173,7 +173,7 @@ def test_sun_rgbd_as_published(sun: Path, tmp_path: Path, capsys: pytest.Capture
     assert labels(tmp_path / "bag") == [7, None, 8, None]
     assert [frame.rgb.shape[:2] for frame in read_frames(tmp_path / "bag")] == [SIZE, SIZE, SIZE, (12, 14)]
     with BagReader(tmp_path / "bag") as reader:
-        infos = [m.msg for m in reader.messages([DEFAULT_TOPICS.rgb_info])]  # type: ignore[list-item]
+        infos = [m.msg for m in reader.messages([str(DEFAULT_TOPICS.rgb_info)])]
     assert [info.k[0] for info in infos] == [501, 502, 510, 520]
     assert [(info.width, info.height) for info in infos] == [(8, 6), (8, 6), (8, 6), (14, 12)]
     said = capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_all_images_keep_their_own_stamps(
     with BagReader(tmp_path / "bag") as reader:
         logged = [(raw.topic, raw.log_ns, reader.header_stamp_ns(raw)) for raw in reader.raw_messages()]
         (first, *_) = [message.msg for message in reader.messages([DEFAULT_TOPICS.rgb])]
-        (info, *_) = [m.msg for m in reader.messages([DEFAULT_TOPICS.rgb_info])]  # type: ignore[list-item]
+        (info, *_) = [m.msg for m in reader.messages([str(DEFAULT_TOPICS.rgb_info)])]
     assert all(log_ns == stamp_ns for _, log_ns, stamp_ns in logged)
     assert [log_ns for _, log_ns, _ in logged] == sorted(log_ns for _, log_ns, _ in logged)
     assert [stamp for topic, stamp, _ in logged if topic == DEFAULT_TOPICS.depth] == list(
