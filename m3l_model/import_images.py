@@ -100,7 +100,8 @@ def _fit(
 
     height, width = pixels.shape[:2]
     scale = max(size.width / width, size.height / height)
-    cut_width, cut_height = min(width, round(size.width / scale)), min(height, round(size.height / scale))
+    cut_width = min(width, max(1, round(size.width / scale)))
+    cut_height = min(height, max(1, round(size.height / scale)))
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
     cropped = pixels[top : top + cut_height, left : left + cut_width]
     resize = resize_rgb if pixels.ndim == 3 else resize_nearest

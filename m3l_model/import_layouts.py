@@ -312,7 +312,7 @@ def _listed(folder: Path, frames: Sequence[Path], path: Path) -> dict[str, Path 
         by_name.setdefault(frame.name, []).append(frame)
     listed: dict[str, Path | None] = {}
     for name in read_names(path):
-        parts = Path(name).parts
+        parts = Path(name).parts or (name,)
         if len(parts) > 2 and parts[-2] == _SUN_COLOR:
             parts = parts[:-2]
         fitting = [

@@ -77,6 +77,12 @@ def plan_tum(folder: Path, associations: Path | None = None, labels: str | None 
     if associations is None:
         associations = next((path for name in _ASSOCIATIONS if (path := folder / name).is_file()), None)
     if associations is None:
+        for name in ("rgb.txt", "depth.txt"):
+            if not (folder / name).is_file():
+                raise ImportImagesError(
+                    f"{folder / name}: no such file; a recording of layout tum has rgb.txt and depth.txt, or "
+                    "associations.txt, or a file like it that --list names"
+                )
         color, depth = (read_tum_list(folder / name) for name in ("rgb.txt", "depth.txt"))
         by_stamp = {image.stamp_ns: image for image in depth.images}
         pairs = {image: by_stamp[image.stamp_ns] for image in color.images if image.stamp_ns in by_stamp}

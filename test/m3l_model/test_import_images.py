@@ -393,6 +393,12 @@ def test_a_size_crops_in_the_middle_and_scales_with_the_intrinsics(
         assert abs(step[0] - cx) <= 0.5
 
 
+def test_any_size_can_be_asked_for(folders: Path) -> None:
+    import_images(folders / "bag", folders / "rgb", folders / "depth", "--size", "1x200")
+
+    assert {frame.rgb.shape for frame in read_frames(folders / "bag")} == {(200, 1, 3)}
+
+
 @pytest.mark.parametrize("size", ["640", "0x3", "axb", "-1x5", "640x480x3"])
 def test_a_size_that_is_none_is_refused(folders: Path, size: str) -> None:
     with pytest.raises(M3LError, match=f"--size {size} is no size"):

@@ -260,6 +260,7 @@ def test_each_bad_folder_is_one_clear_line(sun: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "no_depth" / "rgb").mkdir(parents=True)
     frame = sun / "kv1" / "NYUdata" / "NYU1"
+    (tmp_path / "dot.txt").write_text(".\n")
     for arguments, complaint in (
         ([tmp_path / "absent"], "absent: no such folder"),
         ([tmp_path / "absent.mat"], r"absent\.mat: no such folder"),
@@ -273,7 +274,7 @@ def test_each_bad_folder_is_one_clear_line(sun: Path, tmp_path: Path) -> None:
             [tmp_path / "empty", "--layout", "sunrgbd"],
             "empty has no folder rgb, image, images or color; name it with",
         ),
-        ([tmp_path / "empty", "--layout", "tum"], r"rgb\.txt: cannot read the list of images"),
+        ([tmp_path / "empty", "--layout", "tum"], r"empty/rgb\.txt: no such file; a recording of layout tum"),
         (
             [tmp_path / "no_depth", "--layout", "nyuv2"],
             "no_depth has no folder depth, .* name it with --depth",
@@ -284,6 +285,7 @@ def test_each_bad_folder_is_one_clear_line(sun: Path, tmp_path: Path) -> None:
         ([nyu, "--labels", "label99"], "label99: no label images found"),
         ([sun, "--color", "image"], "--color image: .* leave --color out"),
         ([sun, "--list", nyu / "train.txt"], r"train\.txt: none of its 3 names is a frame in .*SUNRGBD"),
+        ([sun, "--list", tmp_path / "dot.txt"], r"dot\.txt: none of its 1 names"),
         ([], "name the folder of a data set, or the images with --color and --depth"),
         (["--layout", "tum"], "name the folder too"),
     ):

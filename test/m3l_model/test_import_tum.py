@@ -164,7 +164,7 @@ ROW = f"{COLOR[0]} rgb/{COLOR[0]}.png"
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("depth.txt", None, r"depth\.txt: cannot read the list of images"),
+        ("depth.txt", None, r"depth\.txt: no such file; a recording of layout tum has rgb\.txt and"),
         ("rgb.txt", "# nothing\n", r"rgb\.txt lists no images"),
         ("rgb.txt", f"{ROW}\nnow rgb/2.png\n", r"rgb\.txt line 2: 'now' is no stamp in seconds"),
         ("rgb.txt", f"# c\n{ROW}\n{ROW}\n", r"rgb\.txt line 3: the stamp of .* is not after .*; sort"),
