@@ -95,11 +95,12 @@ class BagWriter:
         self,
         stamp_ns: int,
         frame_id: str,
-        rgb: npt.NDArray[np.uint8],
+        rgb: npt.NDArray[np.uint8] | None,
         depth_mm: npt.NDArray[np.uint16] | None,
         labels: npt.NDArray[np.uint8] | None,
         k: npt.ArrayLike,
         topics: Topics = DEFAULT_TOPICS,
+        log_ns: int | None = None,
     ) -> None:
         """Write all images of one registered camera, with one stamp, and the camera infos of colour and depth.
 
@@ -107,22 +108,23 @@ class BagWriter:
 
         Args:
             stamp_ns, frame_id: of all of them.
-            rgb: (H, W, 3) uint8 RGB.
+            rgb: (H, W, 3) uint8 RGB; None where colour dropped out.
             depth_mm: (H, W) uint16 millimetres, 0 without reading; None where depth dropped out.
             labels: (H, W) uint8 ids; None where the frame has no labels.
             k: (3, 3) intrinsics.
             topics: where to; what has no topic is left out.
+            log_ns: log time of all of them.
         """
-        height, width = rgb.shape[:2]
-        if depth_mm is not None and topics.depth_info is not None:
-            self.write_camera_info(topics.depth_info, stamp_ns, frame_id, width, height, k)
+        for image, info in ((depth_mm, topics.depth_info), (rgb, topics.rgb_info)):
+            if image is not None and info is not None:
+                height, width = image.shape[:2]
+                self.write_camera_info(info, stamp_ns, frame_id, width, height, k, log_ns)
         if depth_mm is not None and topics.depth is not None:
-            self.write_depth(topics.depth, stamp_ns, frame_id, depth_mm)
-        if topics.rgb_info is not None:
-            self.write_camera_info(topics.rgb_info, stamp_ns, frame_id, width, height, k)
-        self.write_rgb(topics.rgb, stamp_ns, frame_id, rgb)
+            self.write_depth(topics.depth, stamp_ns, frame_id, depth_mm, log_ns)
+        if rgb is not None:
+            self.write_rgb(topics.rgb, stamp_ns, frame_id, rgb, log_ns)
         if labels is not None and topics.label is not None:
-            self.write_labels(topics.label, stamp_ns, frame_id, labels)
+            self.write_labels(topics.label, stamp_ns, frame_id, labels, log_ns)
 
     def write_rgb(
         self, topic: str, stamp_ns: int, frame_id: str, rgb: npt.NDArray[np.uint8], log_ns: int | None = None

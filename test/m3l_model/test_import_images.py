@@ -17,12 +17,14 @@ from m3l_model.bag_writer import BagWriteError
 from m3l_model.bags import DEFAULT_TOPICS, BagReader, guess_topics, read_frames
 from m3l_model.commands import import_images as command
 from m3l_model.errors import M3LError
-from m3l_model.import_images import (
+from m3l_model.import_images import ImageSize, guess_intrinsics, read_intrinsics, write_images
+from m3l_model.import_plan import (
     DepthUnits,
+    FrameFiles,
     ImportImagesError,
-    guess_intrinsics,
+    ImportPlan,
+    keep_labels,
     plan_import,
-    read_intrinsics,
 )
 from m3l_model.sync import Reason
 
@@ -100,7 +102,7 @@ def test_three_folders_become_a_bag_of_paired_frames(
     assert f"{out}: 12 frames, 0.6 s at 20 Hz; 11 with depth, 10 labelled" in said.out
     assert "colour images without depth, imported without: 1 (" in said.out
     assert "guessed" in said.out
-    assert "12/12" in said.err
+    assert "33/33" in said.err
 
 
 def test_units_list_intrinsics_and_label_budget(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +130,7 @@ def test_units_list_intrinsics_and_label_budget(folders: Path, capsys: pytest.Ca
     assert infos[0].k.tolist() == [500, 0, 4, 0, 501, 3, 0, 0, 1]
     said = capsys.readouterr().out
     assert "labels left out as asked: 2" in said
-    assert "listed names without a colour image: 1 (0099)" in said
+    assert "listed names without an image: 1 (0099)" in said
     assert "guessed" not in said
 
 
@@ -210,7 +212,7 @@ def test_names_or_else_numbers_are_compared(tmp_path: Path, color: list[str], de
 
     plan = plan_import(str(tmp_path / "c"), str(tmp_path / "d"))
 
-    matched = {frame.color.name: frame.depth.name for frame in plan.frames if frame.depth is not None}
+    matched = {frame.color.name: frame.depth.name for frame in plan.frames if frame.color and frame.depth}
     assert matched == dict(zip(color, depth, strict=True))
 
 
@@ -246,7 +248,7 @@ def test_a_label_budget_is_spread_evenly(tmp_path_factory: pytest.TempPathFactor
             (folder / kind / f"{index}.png").touch()
     arguments = [str(folder / kind) for kind in ("c", "d", "l")]
 
-    plan = plan_import(*arguments, labelled=budget)  # type: ignore[misc, arg-type]
+    plan = keep_labels(plan_import(*arguments), labelled=budget)
 
     ranks = [
         index if index < 5 else index - 2
@@ -260,9 +262,9 @@ def test_a_label_budget_is_spread_evenly(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_one_labelled_frame_in_so_many(folders: Path) -> None:
-    arguments = [str(folders / kind) for kind in ("rgb", "depth", "label40")]
+    whole = plan_import(*(str(folders / kind) for kind in ("rgb", "depth", "label40")))
 
-    plan = plan_import(*arguments, label_every=4)  # type: ignore[misc, arg-type]
+    plan = keep_labels(whole, label_every=4)
 
     assert [frame.label and frame.label.stem for frame in plan.frames if frame.label] == [
         "0001",
@@ -271,9 +273,9 @@ def test_one_labelled_frame_in_so_many(folders: Path) -> None:
     ]
     for budget in (0, -1, 11):
         with pytest.raises(ImportImagesError, match="1 to 10 are there"):
-            plan_import(*arguments, labelled=budget)  # type: ignore[misc, arg-type]
+            keep_labels(whole, labelled=budget)
     with pytest.raises(ImportImagesError, match="at least 1"):
-        plan_import(*arguments, label_every=0)  # type: ignore[misc, arg-type]
+        keep_labels(whole, label_every=0)
 
 
 # Images
@@ -308,9 +310,9 @@ def test_label_images_whose_ids_would_be_lost_are_refused(folders: Path, content
         ("label40/0003.jpg", label_image(3), "do not survive JPEG"),
         ("label40/0003.png", color_image(3), "labels must have one channel"),
         ("label40/0003.png", depth_image(3), "labels must have one channel"),
-        ("label40/0003.png", label_image(3)[:4], r"is 8x4, but .*rgb/0003\.png 8x6"),
+        ("label40/0003.png", label_image(3)[:4], r"is 8x4, but .*depth/0003\.png 8x6"),
         ("depth/0003.png", color_image(3), "depth must have one channel of 8 or 16 bits, not uint8 of shape"),
-        ("depth/0003.png", depth_image(3)[:, :4], r"depth/0003\.png is 4x6, but .*rgb/0003\.png 8x6"),
+        ("depth/0003.png", depth_image(3)[:, :4], r"rgb/0003\.png is 8x6, but .*depth/0003\.png 4x6"),
     ],
 )
 def test_unfit_images_are_named(folders: Path, file: str, image: np.ndarray, complaint: str) -> None:
@@ -340,6 +342,81 @@ def test_depth_units(dtype: type, scale: float, offset: float, invalid: set[int]
         assert abs(int(converted) - millimetres) <= 0.5 + 1e-9
 
 
+@given(st.integers(0, 65534))
+def test_sun_depth_comes_back_from_its_rotation(millimetres: int) -> None:
+    rotated = (millimetres << 3 | millimetres >> 13) & 0xFFFF
+
+    (converted,) = DepthUnits(invalid=(0,), rotated=3).millimetres(np.array([[rotated]], np.uint16))[0]
+
+    assert converted == millimetres
+    if 0 < millimetres < 8192:
+        assert rotated == 8 * millimetres
+
+
+@pytest.mark.parametrize("size", [(8, 6), (4, 3), (16, 12), (3, 3), (20, 5)])
+def test_a_size_crops_in_the_middle_and_scales_with_the_intrinsics(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """The pixel that looks along the optical axis still does: it is where the depth step lies."""
+    k = np.array([[10, 0, 39.5], [0, 10, 29.5], [0, 0, 1.0]])
+    depth = np.full((60, 80), 1000, np.uint16)
+    depth[:, 40:] = 2000
+    color = np.full((60, 80, 3), 7, np.uint8)
+    files = FrameFiles(
+        save(tmp_path / "c.png", color),
+        save(tmp_path / "d.png", depth),
+        save(tmp_path / "l.png", (depth // 1000).astype(np.uint8)),
+        k,
+    )
+
+    write_images(ImportPlan((files,)).images(), tmp_path / "bag", DepthUnits(), size=ImageSize(*size))
+
+    (frame,) = read_frames(tmp_path / "bag")
+    width, height = size
+    assert frame.depth is not None
+    assert frame.labels is not None
+    assert frame.rgb.shape == (height, width, 3)
+    assert frame.depth.shape == frame.labels.shape == (height, width)
+    np.testing.assert_array_equal(frame.labels, frame.depth // 1000)
+    with BagReader(tmp_path / "bag") as reader:
+        topics = [str(DEFAULT_TOPICS.rgb_info), str(DEFAULT_TOPICS.depth_info)]
+        infos = [message.msg for message in reader.messages(topics)]
+    for info in infos:
+        assert (info.width, info.height) == size
+        (fx, _, cx), (_, fy, cy), _ = info.k.reshape(3, 3)
+        scale = max(width / 80, height / 60)
+        assert fx == pytest.approx(10 * scale, rel=0.05)
+        assert fy == pytest.approx(10 * scale, rel=0.05)
+        assert cx == pytest.approx((width - 1) / 2, abs=0.5 * scale)
+        assert cy == pytest.approx((height - 1) / 2, abs=0.5 * scale)
+        step = np.flatnonzero(np.diff(frame.depth[0])) + 0.5
+        assert abs(step[0] - cx) <= 0.5
+
+
+def test_any_size_can_be_asked_for(folders: Path) -> None:
+    import_images(folders / "bag", folders / "rgb", folders / "depth", "--size", "1x200")
+
+    assert {frame.rgb.shape for frame in read_frames(folders / "bag")} == {(200, 1, 3)}
+
+
+@pytest.mark.parametrize("size", ["640", "0x3", "axb", "-1x5", "640x480x3"])
+def test_a_size_that_is_none_is_refused(folders: Path, size: str) -> None:
+    with pytest.raises(M3LError, match=f"--size {size} is no size"):
+        import_images(folders / "bag", folders / "rgb", folders / "depth", f"--size={size}")
+
+
+def test_images_of_several_sizes_are_pointed_out(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("rgb", "depth"):
+        image = cv2.imread(str(folders / kind / "0003.png"), cv2.IMREAD_UNCHANGED)
+        assert image is not None
+        save(folders / kind / "0003.png", image[:3, :4])
+
+    import_images(folders / "bag", folders / "rgb", folders / "depth")
+
+    assert {frame.rgb.shape for frame in read_frames(folders / "bag")} == {(6, 8, 3), (3, 4, 3)}
+    assert "image sizes: 8x6 (11), 4x3 (1); training takes images of one shape" in capsys.readouterr().out
+
+
 def test_guessed_intrinsics_see_sixty_degrees() -> None:
     k = guess_intrinsics(640, 480)
 
@@ -348,7 +425,10 @@ def test_guessed_intrinsics_see_sixty_degrees() -> None:
     assert (k[0, 2], k[1, 2]) == (319.5, 239.5)
 
 
-@pytest.mark.parametrize("text", ["1 2 3", "1 0 0\n0 1 0\n0 0 2", "0 0 0\n0 1 0\n0 0 1", "a b c", "1 2\n3"])
+@pytest.mark.parametrize(
+    "text",
+    ["1 2 3", "1 0 0\n0 1 0\n0 0 2", "0 0 0\n0 1 0\n0 0 1", "a b c", "1 2\n3", "nan 0 1\n0 1 1\n0 0 1"],
+)
 def test_intrinsics_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "k.txt").write_text(text)
     with pytest.raises(ImportImagesError, match=r"k\.txt"):
@@ -380,26 +460,3 @@ def test_seven_scenes_frames(shared_data: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.rgb, bgr[..., ::-1])
         np.testing.assert_equal(frame.depth, np.where(depth == 65535, 0, depth))
         assert frame.reason == Reason.PAIRED
-
-
-@pytest.mark.data
-def test_nyu_frames(shared_data: Path, tmp_path: Path) -> None:
-    nyu = shared_data / "data" / "nyuv2"
-    listed = (nyu / "train.txt").read_text().split()[:4]
-    (tmp_path / "list.txt").write_text("\n".join(listed))
-
-    import_images(
-        tmp_path / "bag",
-        nyu / "rgb",
-        nyu / "depth",
-        *["--labels", nyu / "label40", "--labelled", "2", "--list", tmp_path / "list.txt"],
-        *["--depth-scale", "0.0392157", "--depth-offset", "0.5"],
-    )
-
-    frames = list(read_frames(tmp_path / "bag"))
-    assert [frame.labels is not None for frame in frames] == [False, True, False, True]
-    for name, frame in zip(listed, frames, strict=True):
-        levels = cv2.imread(str(nyu / "depth" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
-        assert levels is not None
-        assert frame.depth is not None
-        assert np.abs(frame.depth - (levels + 0.5) / 25.5 * 1000)[levels > 0].max() <= 0.51
