@@ -27,7 +27,7 @@ ROS = [  # the release Jazzy; on a robot apt's own take the place of these
     "ros-std-msgs==5.3.6",
 ]
 IMAGES = ["opencv-python-headless>=4.8", "rosbags>=0.11", "rosbags-image>=0.10"]
-TEST = ["hypothesis", "pytest>=7.4"]
+TEST = ["hypothesis", "pycocotools", "pytest>=7.4"]
 
 setup(
     name=NAME,
@@ -49,7 +49,7 @@ setup(
     install_requires=["numpy>=1.26", "PyYAML", "safetensors", "torch>=2.4"],
     extras_require={
         "ros": ROS + IMAGES,
-        "train": [*IMAGES, "Jinja2", "matplotlib>=3.6", "tqdm"],
+        "train": [*IMAGES, "Jinja2", "matplotlib>=3.6", "Pillow>=9.0", "tqdm"],
         "test": TEST,
         "dev": [
             *TEST,

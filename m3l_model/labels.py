@@ -145,15 +145,19 @@ class LabelSet:
         Raises:
             LabelError: ids outside the set, listed with their pixel counts.
         """
-        counts = np.bincount(ids.ravel(), minlength=256)
-        unknown = np.flatnonzero((counts > 0) & ~self._known)
-        if unknown.size:
-            listed = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown)
+        unknown = self.count_unknown(ids)
+        if unknown:
+            listed = ", ".join(f"{value} ({count} pixels)" for value, count in unknown.items())
             raise LabelError(
                 f"{source}: ids outside label set {self.name!r}: {listed}; choose the set these labels were made "
                 "with, or add the ids to its YAML"
             )
         return self._meaning[ids]
+
+    def count_unknown(self, ids: npt.NDArray[np.uint8]) -> dict[int, int]:
+        """Count the pixels of every id in a label image, (H, W) uint8, that is outside the set."""
+        counts = np.bincount(ids.ravel(), minlength=256)
+        return {int(value): int(counts[value]) for value in np.flatnonzero((counts > 0) & ~self._known)}
 
     def colorize(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Paint (H, W) uint8 class ids: (H, W, 3) uint8 RGB; black where there is no class."""

@@ -147,7 +147,9 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, com
 def test_an_absent_file_and_an_unknown_name_are_named(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"absent\.yaml: no such label set file"):
         LabelSet.load(tmp_path / "absent.yaml")
-    with pytest.raises(LabelError, match=r"'nyu14' is unknown: choose .*nyu13, nyu40"):
+    with pytest.raises(
+        LabelError, match=r"'nyu14' is unknown: choose demo, nyu13, nyu40, stanford13, sunrgbd37,"
+    ):
         LabelSet.load("nyu14")
 
 
@@ -160,6 +162,29 @@ def test_nyu_sets_cover_nyu40_ids_and_void_the_unlabelled_class(name: str, count
     assert sorted(labels.id_map) == list(range(41))
     assert labels.id_map[0] == labels.id_map[40] == labels.ignore_id
     assert set(range(count)) - set(labels.id_map.values()) <= {39}  # otherprop keeps its place in nyu40
+
+
+def test_sun_rgbd_has_the_first_classes_of_nyu40_and_voids_0() -> None:
+    sun, nyu40 = LabelSet.load("sunrgbd37"), LabelSet.load("nyu40")
+
+    assert len(sun.classes) == len(set(sun.colors)) == 37
+    assert sun.id_map == {0: 255} | {index + 1: index for index in range(37)}
+    differing = {
+        ours: theirs for ours, theirs in zip(sun.classes, nyu40.classes, strict=False) if ours != theirs
+    }
+    assert differing == {"fridge": "refridgerator", "tv": "television"}
+    assert sun.colors == nyu40.colors[:37]
+
+
+def test_stanford_has_13_classes_in_alphabetical_order_and_voids_255() -> None:
+    labels = LabelSet.load("stanford13")
+
+    names = "ceiling floor wall beam column window door table chair sofa bookcase board clutter"
+    assert labels.classes == tuple(sorted(names.split(" ")))
+    assert len(set(labels.colors)) == 13
+    assert labels.decode(np.array([[*range(13), 255]], np.uint8), "image").tolist() == [[*range(13), 255]]
+    with pytest.raises(LabelError, match=r"'stanford13': 13 \(1 pixels\)"):
+        labels.decode(np.array([[13]], np.uint8), "image")
 
 
 @pytest.mark.data

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROSDEP_KEYS = {
+    "PIL": "python3-pil",
     "cv2": "python3-opencv",
     "jinja2": "python3-jinja2",
     "matplotlib": "python3-matplotlib",
@@ -22,7 +23,7 @@ ROSDEP_KEYS = {
     "yaml": "python3-yaml",
 }
 IN_NO_APT_ARCHIVE = {"rosbags", "safetensors", "torch"}
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 ON_A_ROBOT_ONLY = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "vision_msgs"}
 
 

@@ -11,3 +11,10 @@ def test_ci_has_ros_so_that_no_test_of_the_node_is_skipped_there() -> None:
 
         assert rclpy.ok is not None
         assert sensor_msgs.msg.Image is not None
+
+
+def test_ci_has_pycocotools_so_that_masks_are_compared_with_its_own() -> None:
+    if os.environ.get("CI"):
+        from pycocotools import mask
+
+        assert mask.decode is not None
