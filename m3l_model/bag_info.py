@@ -442,7 +442,7 @@ def _registration(index: BagIndex, reader: MessageReader, topics: Topics) -> str
 
 def _camera_info(index: BagIndex, reader: MessageReader, topic: str | None) -> Any:
     """The first message of a CameraInfo topic; None where there is none that can be read."""
-    messages = [] if topic is None else index.messages[index.rows(topic)[:1]]
+    messages = index.messages[index.rows(topic)[:1] if topic else []]
     if not len(messages):
         return None
     (data,) = reader.read(messages)
