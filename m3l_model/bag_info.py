@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rosbags.typesys import Stores, get_typestore
 
 from m3l_model.bag_files import open_storage
-from m3l_model.bag_frames import REASONS, BagFrames, Pairing
+from m3l_model.bag_frames import REASONS, BagFrames, Pairing, pair_frames
 from m3l_model.bag_index import BagIndex, MessageReader
 from m3l_model.bag_storage import BagError
 from m3l_model.bag_topics import CAMERA_INFO, ImageTopic, Topics
@@ -31,8 +31,10 @@ SAMPLES = 8
 _SECOND = 1e9
 _MOST_SLOP_S = 1.0
 """The node takes no more."""
-_PAIRED_SHARE = 95
-"""Percent of the colour images beside which there is depth that a slop worth proposing would pair."""
+_TOLERATED_SHARE = 0.1
+"""Of the colour images beside depth: with no more of them beyond the slop, it does."""
+_PAIRED_PERCENT = 95
+"""Of the colour images beside depth: those within a slop worth proposing."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class PairFacts:
         without_depth: frames without, by ``Reason``.
         longest_outage: None where there is depth in each frame, or in none for want of a depth topic.
         depth_minus_rgb: of the stamps, each colour image with the nearest depth image of the bag.
-        better_slop_s: pairs more of them, namely ``better_slop_pairs``; None where ``slop_s`` does well.
+        better_slop_s: would give depth to more frames, namely ``better_slop_pairs``; None where ``slop_s`` does well.
     """
 
     slop_s: float
@@ -329,13 +331,14 @@ def _pair_facts(frames: BagFrames, pairing: Pairing) -> PairFacts:
     depth = np.unique(stamps[frames.index.rows(frames.topics.depth)])
     depth = depth[depth > 0]
     offsets = _nearest(rgb, depth)
-    slop = _better_slop(offsets, depth, round(pairing.slop * _SECOND))
-    return replace(
-        facts,
-        longest_outage=_longest_outage(frames),
-        depth_minus_rgb=Spread.of(offsets),
-        better_slop_s=None if slop is None else slop / _SECOND,
-        better_slop_pairs=0 if slop is None else int((np.abs(offsets) <= slop).sum()),
+    facts = replace(facts, longest_outage=_longest_outage(frames), depth_minus_rgb=Spread.of(offsets))
+    slop_s = _better_slop(offsets, depth, pairing.slop)
+    if slop_s is None:
+        return facts
+    better = pair_frames(frames.index, frames.topics, replace(pairing, slop=slop_s))
+    paired = int((better["depth"] >= 0).sum())
+    return (
+        replace(facts, better_slop_s=slop_s, better_slop_pairs=paired) if paired > facts.with_depth else facts
     )
 
 
@@ -349,18 +352,18 @@ def _nearest(rgb: npt.NDArray[np.int64], depth: npt.NDArray[np.int64]) -> npt.ND
     return np.where(np.abs(earlier) <= np.abs(later), earlier, later)
 
 
-def _better_slop(offsets: npt.NDArray[np.int64], depth: npt.NDArray[np.int64], slop_ns: int) -> float | None:
-    """The slop in nanoseconds, whole milliseconds, that pairs what is no outage; None where that is no gain.
+def _better_slop(offsets: npt.NDArray[np.int64], depth: npt.NDArray[np.int64], slop_s: float) -> float | None:
+    """The slop in seconds, whole milliseconds, that would do for what is no outage; None where the given one does.
 
     Colour images farther than a period of depth from any depth image are an outage's, which no slop mends.
     """
     if len(depth) < 2 or not len(offsets):
         return None
-    distances = np.abs(offsets)
-    beside = distances[distances <= min(float(np.median(np.diff(depth))), _MOST_SLOP_S * _SECOND)]
-    if (beside > slop_ns).sum() <= 0.1 * len(beside):
+    distances_s = np.abs(offsets) / _SECOND
+    beside = distances_s[distances_s <= min(float(np.median(np.diff(depth))) / _SECOND, _MOST_SLOP_S)]
+    if (beside > slop_s).sum() <= _TOLERATED_SHARE * len(beside):
         return None
-    return float(np.ceil(np.percentile(beside, _PAIRED_SHARE) / 1e6) * 1e6)
+    return float(np.ceil(np.percentile(beside, _PAIRED_PERCENT) * 1e3) / 1e3)
 
 
 def _longest_outage(frames: BagFrames) -> Outage | None:
