@@ -14,6 +14,9 @@ _SCALE = 4
 """Polygons are drawn this much larger, and of each pixel the middle counts: drawn as they are, OpenCV would also fill
 every pixel that an edge touches, and neighbours would overlap."""
 
+_PIXELS_AT_ONCE = 1 << 20
+"""So that a large polygon takes no more memory than the image."""
+
 _SHIFT = 8
 """Fractional bits of the coordinates that OpenCV draws."""
 
@@ -46,8 +49,12 @@ class Polygons:
                 raise ValueError(f"a polygon reaches far out of the image of {width}x{height}")
             left, top = np.clip(np.floor(points.min(axis=0)), 0, (width, height)).astype(int)
             right, bottom = np.clip(np.ceil(points.max(axis=0)), 0, (width, height)).astype(int)
-            if right > left and bottom > top:
-                mask[top:bottom, left:right] |= _fill(points - (left, top), bottom - top, right - left)
+            if right == left:
+                continue
+            rows = max(1, _PIXELS_AT_ONCE // (right - left))
+            for row in range(top, bottom, rows):
+                end = min(row + rows, bottom)
+                mask[row:end, left:right] |= _fill(points - (left, row), end - row, right - left)
         return mask
 
 

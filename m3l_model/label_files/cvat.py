@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -65,32 +66,17 @@ class CvatLabels(StampedLabels[str]):
     def load(self, member: str, shape: tuple[int, int] | None) -> LoadedLabels:
         source = self._storage.locate(member)
         pixels = read_colors(self._storage.read(member, MAX_BYTES), shape, source)
+        codes = _codes(pixels.palette if isinstance(pixels, PaletteImage) else pixels)
+        slots = self._colors.slots(codes)
         if isinstance(pixels, PaletteImage):
-            codes = _codes(pixels.palette)
-            slots = self._colors.slots(codes)[pixels.indices]
-        else:
-            codes = _codes(pixels)
-            slots = self._colors.slots(codes)
+            codes, slots = codes[pixels.indices], slots[pixels.indices]
         counts = np.bincount(slots.ravel(), minlength=len(self._colors.names) + 1)
-        unknown = {
-            f"label {name!r}": int(count)
-            for name, count, known in zip(self._colors.names, counts[:-1], self._colors.known, strict=True)
-            if count and not known
-        }
+        unknown: Counter[str] = Counter()
+        for name, known, count in zip(self._colors.names, self._colors.known, counts[:-1], strict=True):
+            if count and not known:
+                unknown[f"label {name!r}"] += int(count)
         if counts[-1]:
-            if isinstance(pixels, PaletteImage):
-                codes = codes[pixels.indices]
-            strange, strange_counts = np.unique(codes[slots == len(counts) - 1], return_counts=True)
-            if len(strange) > _MAX_STRANGE_COLORS:
-                raise LabelError(
-                    f"{source}: {len(strange)} colours that {LABEL_MAP} does not list, so a picture rather than a mask"
-                )
-            unknown |= {
-                f"colour {code >> 16},{code >> 8 & 255},{code & 255} that {LABEL_MAP} does not list": int(
-                    count
-                )
-                for code, count in zip(strange.tolist(), strange_counts, strict=True)
-            }
+            unknown.update(_strange_colors(codes[slots == len(self._colors.names)], source))
         return LoadedLabels(self._colors.classes[slots], unknown)
 
     def name_of(self, member: str) -> str:
@@ -124,10 +110,26 @@ class _ColorTable(NamedTuple):
         return np.where(found, slots, len(self.codes))
 
 
+def _strange_colors(codes: npt.NDArray[np.uint32], source: str) -> dict[str, int]:
+    found, counts = np.unique(codes, return_counts=True)
+    if len(found) > _MAX_STRANGE_COLORS:
+        raise LabelError(
+            f"{source}: {len(found)} colours that {LABEL_MAP} does not list, so a picture rather than a mask"
+        )
+    colors = [f"{code >> 16},{code >> 8 & 255},{code & 255}" for code in found.tolist()]
+    return {
+        f"colour {color} that {LABEL_MAP} does not list": int(count)
+        for color, count in zip(colors, counts, strict=True)
+    }
+
+
 def _codes(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """Turn (..., 3) RGB into one number each."""
-    red, green, blue = np.moveaxis(colors.astype(np.uint32), -1, 0)
-    return red << np.uint32(16) | green << np.uint32(8) | blue
+    codes = colors[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        codes <<= np.uint32(8)
+        codes |= colors[..., channel]
+    return codes
 
 
 def _read_label_map(data: bytes, source: str, label_set: LabelSet) -> _ColorTable:

@@ -15,7 +15,7 @@ from PIL import Image
 from m3l_model.label_files.size import check_size
 from m3l_model.labels import LabelError
 
-MAX_BYTES = 1 << 27
+MAX_BYTES = 1 << 26
 """More than an uncompressed RGB PNG of ``size.MAX_PIXELS`` has."""
 
 _GREY, _RGB, _PALETTE = 0, 2, 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from m3l_model.labels import LabelError
 
-MAX_PIXELS = 1 << 25
-"""As many as 7680x4320 has; what claims more is damaged, or worse."""
+MAX_PIXELS = 1 << 24
+"""Of 4096x4096, more than RGB-D cameras have; what claims more is damaged, or worse."""
 
 _MAX_SIDE = 65535
 

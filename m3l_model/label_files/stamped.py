@@ -22,7 +22,7 @@ BACKGROUND = "background"
 """What annotation tools call pixels that nobody labelled."""
 
 _FILES_NAMED = 3
-_CHECK_THREADS = 4
+_CHECK_THREADS = 2
 
 _logger = logging.getLogger(__name__)
 

@@ -334,11 +334,11 @@ def test_black_that_labelmap_lists_as_a_label_is_that_label(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("palette", [False, True])
 def test_strange_colours_and_names_are_listed(tmp_path: Path, palette: bool) -> None:
-    lamp, pink = (5, 5, 5), (255, 0, 255)
-    indices = np.array([[0, 1, 1], [1, 2, 2]], np.uint8)
-    colors = [*FLOOR, *lamp, *pink]
+    lamp, darker_lamp, pink = (6, 6, 6), (5, 5, 5), (255, 0, 255)
+    indices = np.array([[0, 1, 1], [3, 2, 2]], np.uint8)
+    colors = [*FLOOR, *lamp, *pink, *darker_lamp]
     mask = png(indices, colors) if palette else png(np.array(colors, np.uint8).reshape(-1, 3)[indices])
-    files = cvat(mask, LABEL_MAP + "lamp:5,5,5::\n")
+    files = cvat(mask, LABEL_MAP + "lamp:5,5,5::\nlamp:6,6,6::\n")
     files["SegmentationClass/drive/6.png"] = mask
     path = write_zip(tmp_path / "task.zip", files)
     labels = open_label_files(path, SET)
