@@ -26,7 +26,7 @@ def _lines(info: BagInfo, problems: Sequence[str]) -> Iterator[str]:
     size = sum(info.files.values())
     start = datetime.fromtimestamp(info.start_ns / 1e9, timezone.utc)
     yield info.path
-    yield f"  {info.storage}, {len(info.files)} file{'s'[: len(info.files) != 1]}, {_bytes(size)}"
+    yield f"  {info.storage}, {_count(len(info.files), 'file')}, {_bytes(size)}"
     if len(info.files) > 1:
         yield from (f"    {name}  {_bytes(bytes_)}" for name, bytes_ in info.files.items())
     yield f"  {info.duration_s:.2f} s from {start:%Y-%m-%d %H:%M:%S} UTC on"
@@ -91,18 +91,18 @@ def _how(role: str, given: bool) -> str:
 
 
 def _pair_lines(info: BagInfo, pairs: PairFacts) -> Iterator[str]:
-    yield f"  {pairs.frames} frames, {pairs.with_depth} with depth within {pairs.slop_s * 1e3:g} ms"
+    yield f"  {_count(pairs.frames, 'frame')}, {pairs.with_depth} with depth within {pairs.slop_s * 1e3:g} ms"
     without = pairs.frames - pairs.with_depth
     if without:
         reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.without_depth.items())
         yield f"  {without} without depth: {reasons}"
     if pairs.dropped:
-        yield f"  {pairs.dropped} colour images dropped, repeated or late"
+        yield f"  {_count(pairs.dropped, 'colour image')} dropped, repeated or late"
     if pairs.longest_outage:
         outage = pairs.longest_outage
         yield (
             f"  longest time without depth: {outage.duration_s:.2f} s from {outage.start_s:.2f} s on "
-            f"({outage.frames} frames)"
+            f"({_count(outage.frames, 'frame')})"
         )
     if pairs.depth_minus_rgb:
         skew = pairs.depth_minus_rgb
@@ -116,6 +116,10 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
     for row in rows:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _bytes(size: int) -> str:

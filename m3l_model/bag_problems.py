@@ -54,8 +54,9 @@ def _stamp_problems(name: str, stamps: StampFacts) -> Iterator[str]:
             "set it"
         )
     if stamps.repeated:
-        yield f"{stamps.repeated} of {stamps.images} {name} images repeat the stamp of another one and are dropped"
-    if stamps.back:
+        consequence = "the last one counts" if name == "label" else "the later one is dropped"
+        yield f"{stamps.repeated} of {stamps.images} {name} images repeat the stamp of another one: {consequence}"
+    if stamps.back and name != "label":  # labels are found by stamp, in whatever order they were recorded
         longest = stamps.longest_step_back_s
         consequence = (
             "pairing starts anew there, and stamps no longer tell frames apart; was a bag recorded in a loop, or the "
@@ -83,6 +84,11 @@ def _depth_problems(info: BagInfo) -> Iterator[str]:
         yield (
             f"Depth of {depth_size[0]}x{depth_size[1]} is not colour of {rgb_size[0]}x{rgb_size[1]} at another scale, "
             "so it is not registered to colour; record the driver's aligned depth"
+        )
+    elif missing := [_ROLE_NAMES[role] for role in ("rgb", "depth") if not info.chosen[f"{role}_info"].topic]:
+        yield (
+            "Whether depth is registered to colour cannot be told, as there is no camera info beside "
+            f"{' and '.join(missing)}; see that the driver aligns depth"
         )
     if depth.empty:
         share = "All" if depth.empty == depth.images - depth.unreadable else f"{depth.empty}"

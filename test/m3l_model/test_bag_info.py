@@ -263,6 +263,17 @@ def test_sizes_tell_of_depth_that_is_not_registered_where_camera_infos_are_missi
     assert any("Depth of 32x20 is not colour of 32x24" in line for line in training_problems(describe(bag)))
 
 
+def test_without_camera_infos_registration_is_said_to_be_unknown(tmp_path: Path) -> None:
+    bag = tmp_path / "bag"
+    with BagWriter(bag) as writer:
+        for stamp_ns in range(START, START + 10):
+            writer.write_camera_info(RGB_INFO, stamp_ns, FRAME_ID, 32, 24, K)
+            writer.write_rgb(RGB, stamp_ns, FRAME_ID, np.zeros((24, 32, 3), np.uint8))
+            writer.write_depth(DEPTH, stamp_ns, FRAME_ID, np.ones((24, 32), np.uint16))
+    problems = training_problems(describe(bag))
+    assert any("no camera info beside depth; see that" in line for line in problems)
+
+
 def test_sqlite_and_compressed_images_are_described_too(tmp_path: Path) -> None:
     bag = tmp_path / "bag"
     with BagWriter(bag) as writer:
