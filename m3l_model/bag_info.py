@@ -172,6 +172,7 @@ class BagInfo:
         start_ns, duration_s: log time of the first message of all topics, and from there to the last.
         chosen: topics by role, as the fields of ``Topics``; empty without a colour topic, as ``no_camera`` then says.
         stamps, samples: by role: rgb, depth and label, those that there are.
+        labelled: frames that have a label from any source.
         registration: what speaks against depth being registered to colour; None where nothing does.
         label_problem: why labels cannot be read; None where nothing was found.
         warnings: what is wrong with the files.
@@ -189,6 +190,7 @@ class BagInfo:
     stamps: Mapping[str, StampFacts]
     pairs: PairFacts | None
     labels: tuple[LabelFacts, ...]
+    labelled: int
     samples: Mapping[str, SampleFacts]
     registration: str | None
     label_problem: str | None
@@ -237,6 +239,7 @@ def describe_bag(
             stamps={},
             pairs=None,
             labels=(),
+            labelled=0,
             samples={},
             registration=None,
             label_problem=None,
@@ -249,13 +252,15 @@ def describe_bag(
         roles = {
             role: topic for role in ("rgb", "depth", "label") if (topic := getattr(topics, role)) is not None
         }
+        labels, labelled = _label_facts(frames, topics, label_files)
         samples = {role: _sample(index, reader, role, topic) for role, topic in roles.items()}
         return replace(
             info,
             chosen={role: ChosenTopic(topic, role in named) for role, topic in asdict(topics).items()},
             stamps={role: _stamp_facts(index, topic) for role, topic in roles.items()},
             pairs=_pair_facts(frames, pairing),
-            labels=_label_facts(frames, topics, label_files),
+            labels=labels,
+            labelled=labelled,
             samples=samples,
             registration=_registration(index, reader, topics),
             label_problem=_label_problem(frames, reader, topics, samples["rgb"], label_set, label_files),
@@ -382,16 +387,21 @@ def _longest_outage(frames: BagFrames) -> Outage | None:
     )
 
 
-def _label_facts(frames: BagFrames, topics: Topics, label_files: LabelFiles | None) -> tuple[LabelFacts, ...]:
-    stamps = frames.frames["stamp_ns"]
-    facts = []
+def _label_facts(
+    frames: BagFrames, topics: Topics, label_files: LabelFiles | None
+) -> tuple[tuple[LabelFacts, ...], int]:
+    """The labels of each source, and how many frames have one of any."""
+    sources: dict[str, npt.NDArray[Any] | list[int]] = {}
     if topics.label is not None:
-        labels = frames.index.messages["stamp_ns"][frames.index.rows(topics.label)]
-        facts.append(LabelFacts(topics.label, len(labels), int(np.isin(stamps, labels).sum())))
+        sources[topics.label] = frames.index.messages["stamp_ns"][frames.index.rows(topics.label)]
     if label_files is not None:
-        filed = label_files.stamps(frames.index.name)
-        facts.append(LabelFacts(str(label_files.path), len(filed), int(np.isin(stamps, list(filed)).sum())))
-    return tuple(facts)
+        sources[str(label_files.path)] = list(label_files.stamps(frames.index.name))
+    stamps = frames.frames["stamp_ns"]
+    labelled = {source: np.isin(stamps, labels) for source, labels in sources.items()}
+    facts = tuple(
+        LabelFacts(source, len(labels), int(labelled[source].sum())) for source, labels in sources.items()
+    )
+    return facts, int(np.any(list(labelled.values()), axis=0).sum()) if labelled else 0
 
 
 _DECODE: Mapping[str, Callable[[Any], npt.NDArray[Any]]] = {

@@ -138,9 +138,8 @@ def _label_problems(info: BagInfo) -> Iterator[str]:
                 f"None of the {labels.labels} labels of {labels.source} has the stamp of a frame; a label must carry "
                 "the header stamp of the colour image it labels"
             )
-    labelled = max(labels.frames for labels in info.labels)
-    if labelled < FEW_LABELS:
-        yield f"Only {labelled} frames have labels; {FEW_LABELS} or more are advisable"
+    if info.labelled < FEW_LABELS:
+        yield f"Only {info.labelled} frames have labels; {FEW_LABELS} or more are advisable"
     if info.label_problem:
         yield f"Labels cannot be used: {info.label_problem}"
 

@@ -64,5 +64,6 @@ def run(args: argparse.Namespace) -> int:
         print("frames with labels are not counted without --label-set, but the file serves them too")
     else:
         in_validation = int(dataset.labelled[positions["validation"]].sum())
-        print(f"labelled frames in validation: {in_validation}")
+        remedy = "" if in_validation else "; to have some, draw other places with --seed, or edit the file"
+        print(f"labelled frames in validation: {in_validation}{remedy}")
     return 0

@@ -325,6 +325,7 @@ def test_the_command_counts_label_files_and_speaks_json(
     content: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert content[0] == content[1]
     assert [(labels["labels"], labels["frames"]) for labels in content[0]["labels"]] == [(10, 10), (3, 2)]
+    assert content[0]["labelled"] == 11  # frame 4 has both
     assert content[0]["in_training"] == []
     assert content[0]["pairs"]["with_depth"] == FRAMES
     cv2.imwrite(str(folder / f"{Recording().rgb_stamp(4)}.png"), np.full((24, 32), 99, np.uint8))
