@@ -458,8 +458,8 @@ def _camera_info(index: BagIndex, reader: MessageReader, topic: str | None) -> A
     messages = index.messages[index.rows(topic)[:1] if topic else []]
     if not len(messages):
         return None
-    (data,) = reader.read(messages)
     try:
+        (data,) = reader.read(messages)
         return get_typestore(Stores.ROS2_JAZZY).deserialize_cdr(data, CAMERA_INFO)
     except Exception:  # on damage, rosbags raises anything from its own errors to TypeError
         return None

@@ -46,6 +46,7 @@ _HEADER = """\
 _SECOND = 1_000_000_000
 _MS = 1_000_000
 _MAX_BYTES = 16 << 20
+_FOREVER_NS = 1 << 62
 _WHOLE = "all"
 
 
@@ -198,18 +199,23 @@ class Splits:
                     raise SplitsError(
                         f"bag {bag.name}: {part} {TimeRange(begin, end)} is no range of seconds"
                     )
+        if not bag.validation:
+            return
+        begins, ends = _bounds(bag.validation)
         for part in ("labelled", "unlabelled"):
             for training in getattr(bag, part):
-                for validation in bag.validation:
-                    distance = _distance(training, validation)
-                    if distance < 0:
-                        overlap = _overlap(training, validation)
-                        raise SplitsError(f"bag {bag.name}: {overlap} is in validation and in {part}")
-                    if distance < self.gap_ns:
-                        raise SplitsError(
-                            f"bag {bag.name}: {part} {training} comes within {_seconds(distance)} s of validation "
-                            f"{validation}; the gap is {_seconds(self.gap_ns)} s"
-                        )
+                end_ns = _FOREVER_NS if training.end_ns is None else training.end_ns
+                distances = np.maximum(begins - end_ns, training.begin_ns - ends)
+                nearest = int(distances.argmin())
+                distance, validation = int(distances[nearest]), bag.validation[nearest]
+                if distance < 0:
+                    overlap = _overlap(training, validation)
+                    raise SplitsError(f"bag {bag.name}: {overlap} is in validation and in {part}")
+                if distance < self.gap_ns:
+                    raise SplitsError(
+                        f"bag {bag.name}: {part} {training} comes within {_seconds(distance)} s of validation "
+                        f"{validation}; the gap is {_seconds(self.gap_ns)} s"
+                    )
 
 
 def split_bags(
@@ -299,14 +305,14 @@ def _select(
 def _within(ranges: Iterable[TimeRange], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     inside = np.zeros(len(offsets), bool)
     for begin_ns, end_ns in ranges:
-        inside |= (offsets >= begin_ns) & (True if end_ns is None else offsets < end_ns)
+        inside |= (offsets >= begin_ns) & (offsets < (_FOREVER_NS if end_ns is None else end_ns))
     return inside
 
 
-def _distance(one: TimeRange, other: TimeRange) -> float:
-    """Nanoseconds between two ranges; negative where they overlap."""
-    ends = [float("inf") if end is None else end for end in (one.end_ns, other.end_ns)]
-    return max(other.begin_ns - ends[0], one.begin_ns - ends[1])
+def _bounds(ranges: Sequence[TimeRange]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Begins and ends of ranges."""
+    ends = [_FOREVER_NS if end is None else end for _, end in ranges]
+    return np.array([begin for begin, _ in ranges], np.int64), np.array(ends, np.int64)
 
 
 def _overlap(one: TimeRange, other: TimeRange) -> TimeRange:

@@ -48,9 +48,10 @@ def seconds(*bounds: tuple[float, float | None]) -> tuple[TimeRange, ...]:
 
 
 def in_ranges(ranges: tuple[TimeRange, ...], times: np.ndarray) -> np.ndarray:
-    return np.array(
-        [any(begin <= time and (end is None or time < end) for begin, end in ranges) for time in times], bool
-    )
+    inside = np.zeros(len(times), bool)
+    for begin, end in ranges:
+        inside |= (times >= begin) & (True if end is None else times < end)
+    return inside
 
 
 RANGES = st.lists(
