@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from m3l_model.bag_dataset import RgbdBagDataset
@@ -62,6 +62,7 @@ RANGES = st.lists(
 ).map(tuple)
 
 
+@settings(deadline=None)
 @given(labelled=RANGES, unlabelled=RANGES, validation=RANGES, gap=st.integers(0, 2))
 def test_validation_is_never_within_the_gap_of_training(
     labelled: tuple[TimeRange, ...],
@@ -81,6 +82,7 @@ def test_validation_is_never_within_the_gap_of_training(
         Splits((bag,), gap * SECOND)
 
 
+@settings(deadline=None)
 @given(labelled=RANGES, unlabelled=RANGES, validation=RANGES)
 def test_each_sample_is_in_the_part_of_its_second_and_in_one_only(
     dataset: RgbdBagDataset,
@@ -110,6 +112,7 @@ def test_each_sample_is_in_the_part_of_its_second_and_in_one_only(
     np.testing.assert_array_equal(in_hall, np.flatnonzero(expected["labelled"]))
 
 
+@settings(deadline=None)
 @given(
     duration_s=st.floats(0.5, 400),
     share=st.floats(0.01, 0.9),
