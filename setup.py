@@ -69,9 +69,12 @@ setup(
         "m3l.commands": [
             "demo = m3l_ros.commands.demo",
             "eval = m3l_model.commands.eval",
+            "frames = m3l_model.commands.frames",
             "import-images = m3l_model.commands.import_images",
+            "info = m3l_model.commands.info",
             "node = m3l_ros.commands.node",
             "replay = m3l_ros.commands.replay",
+            "split = m3l_model.commands.split",
             "train = m3l_model.commands.train",
         ],
     },

@@ -77,7 +77,7 @@ def test_m3l_model_names_no_module_of_ros(repository):
             assert not roots & forbidden, f"{name} imports {roots & forbidden}"
 
 
-def test_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
+def test_info_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
     random = np.random.default_rng(0)
     bag, out, scores = tmp_path / "bag", tmp_path / "out", tmp_path / "scores.json"
     with BagWriter(bag) as writer:
@@ -94,6 +94,9 @@ def test_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
     recipe.write_text(
         "{modality_dropout: true, mean_teacher: true, short_side: 48, steps: 1, labelled_batch: 1, unlabelled_batch: 1}"
     )
+    result = run_python("-m", "m3l_model", "info", bag, path=without_m3l_ros)
+    assert result.returncode == 0, result.stderr
+    assert "4 frames, 4 with depth" in result.stdout
     train = ("train", "--bag", bag, "--labels", "demo", "--config", recipe, "--out", out, "--device", "cpu")
     result = run_python("-m", "m3l_model", *train, path=without_m3l_ros)
     assert result.returncode == 0, result.stderr
