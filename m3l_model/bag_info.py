@@ -459,7 +459,7 @@ def _camera_info(index: BagIndex, reader: MessageReader, topic: str | None) -> A
     if not len(messages):
         return None
     try:
-        (data,) = reader.read(messages)
+        data = reader.read(messages[0])
         return get_typestore(Stores.ROS2_JAZZY).deserialize_cdr(data, CAMERA_INFO)
     except Exception:  # on damage, rosbags raises anything from its own errors to TypeError
         return None

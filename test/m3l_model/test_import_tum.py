@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3l_model.bags import DEFAULT_TOPICS, BagReader, read_frames
+from m3l_model.cdr import stamp_ns
 from m3l_model.commands import import_images as command
 from m3l_model.errors import M3LError
 from m3l_model.import_plan import ImportImagesError
@@ -76,10 +77,10 @@ def test_all_images_keep_their_own_stamps(
     ]  # as live, the first is not kept waiting: no depth has been seen yet
     assert [frame.reason is Reason.PAIRED for frame in frames] == [False, True, False, False]
     with BagReader(tmp_path / "bag") as reader:
-        logged = [(raw.topic, raw.log_ns, reader.header_stamp_ns(raw)) for raw in reader.raw_messages()]
+        logged = [(raw.topic, raw.log_ns, stamp_ns(raw.data)) for raw in reader.raw_messages()]
         (first, *_) = [message.msg for message in reader.messages([DEFAULT_TOPICS.rgb])]
         (info, *_) = [m.msg for m in reader.messages([str(DEFAULT_TOPICS.rgb_info)])]
-    assert all(log_ns == stamp_ns for _, log_ns, stamp_ns in logged)
+    assert all(log_ns == stamp for _, log_ns, stamp in logged)
     assert [log_ns for _, log_ns, _ in logged] == sorted(log_ns for _, log_ns, _ in logged)
     assert [stamp for topic, stamp, _ in logged if topic == DEFAULT_TOPICS.depth] == list(
         map(nanoseconds, DEPTH)
@@ -108,7 +109,7 @@ def test_with_associations_only_their_pairs_are_written(
     assert [frame.stamp_ns for frame in frames] == [nanoseconds(COLOR[0]), nanoseconds(COLOR[3])]
     assert [frame.depth is not None and int(frame.depth[0, 0]) for frame in frames] == [1000, False]
     with BagReader(tmp_path / "bag") as reader:
-        stamps = [reader.header_stamp_ns(raw) for raw in reader.raw_messages([str(DEFAULT_TOPICS.depth)])]
+        stamps = [stamp_ns(raw.data) for raw in reader.raw_messages([str(DEFAULT_TOPICS.depth)])]
     assert stamps == [nanoseconds(DEPTH[0]), nanoseconds(DEPTH[2])]
 
 

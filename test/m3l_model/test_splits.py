@@ -14,7 +14,7 @@ from m3l_model.bag_writer import BagWriter
 from m3l_model.bags import DEFAULT_TOPICS, BagFrames
 from m3l_model.cli import main
 from m3l_model.labels import LabelSet
-from m3l_model.splits import PARTS, BagSplits, Splits, SplitsError, TimeRange, split_bags
+from m3l_model.splits import PARTS, ROLES, BagSplits, Splits, SplitsError, TimeRange, split_bags
 
 SECOND = 1_000_000_000
 FRAMES, RATE = 120, 10
@@ -63,19 +63,19 @@ RANGES = st.lists(
 
 
 @settings(deadline=None)
-@given(labelled=RANGES, unlabelled=RANGES, validation=RANGES, gap=st.integers(0, 2))
-def test_validation_is_never_within_the_gap_of_training(
-    labelled: tuple[TimeRange, ...],
-    unlabelled: tuple[TimeRange, ...],
-    validation: tuple[TimeRange, ...],
-    gap: int,
+@given(ranges=st.tuples(RANGES, RANGES, RANGES, RANGES), gap=st.integers(0, 2))
+def test_no_second_has_two_roles_and_validation_keeps_the_gap(
+    ranges: tuple[tuple[TimeRange, ...], ...], gap: int
 ) -> None:
     cells = np.arange(12)
-    training = cells[in_ranges(labelled + unlabelled, cells * SECOND)]
-    withheld = cells[in_ranges(validation, cells * SECOND)]
-    distance = min((abs(int(a) - int(b)) - 1 for a in training for b in withheld), default=99)
-    bag = BagSplits(Path("hall"), labelled, unlabelled, validation)
-    if distance < gap:  # cells that are the same have distance -1
+    owners = np.stack(
+        [in_ranges((extent,), cells * SECOND) for role in ranges for extent in role] or [cells < 0]
+    )
+    withheld = cells[in_ranges(ranges[3], cells * SECOND)]
+    others = cells[in_ranges(sum(ranges[:3], ()), cells * SECOND)]
+    distance = min((abs(int(a) - int(b)) - 1 for a in others for b in withheld), default=99)
+    bag = BagSplits(Path("hall"), *ranges)
+    if owners.sum(0).max() > 1 or distance < gap:
         with pytest.raises(SplitsError, match=r"^bag hall: "):
             Splits((bag,), gap * SECOND)
     else:
@@ -83,33 +83,31 @@ def test_validation_is_never_within_the_gap_of_training(
 
 
 @settings(deadline=None)
-@given(labelled=RANGES, unlabelled=RANGES, validation=RANGES)
+@given(owner=st.lists(st.sampled_from([*ROLES, None]), min_size=12, max_size=12))
 def test_each_sample_is_in_the_part_of_its_second_and_in_one_only(
-    dataset: RgbdBagDataset,
-    labelled: tuple[TimeRange, ...],
-    unlabelled: tuple[TimeRange, ...],
-    validation: tuple[TimeRange, ...],
+    dataset: RgbdBagDataset, owner: list[str | None]
 ) -> None:
-    bags = BagSplits(Path("kitchen"), labelled, unlabelled, validation), BagSplits(Path("hall"), labelled)
-    try:
-        splits = Splits(bags)
-    except SplitsError:
-        assume(False)
+    ranges = {
+        role: tuple(TimeRange(at * SECOND, (at + 1) * SECOND) for at in range(12) if owner[at] == role)
+        for role in ROLES
+    }
+    splits = Splits((BagSplits(Path("kitchen"), **ranges), BagSplits(Path("hall"), ranges["training"])))
     chosen = {part: splits.select(dataset, part) for part in PARTS}
     every = np.concatenate(list(chosen.values()))
     assert len(every) == len(set(every.tolist()))
     times = np.arange(FRAMES) * SECOND // RATE
     has_labels = np.arange(FRAMES) % 3 == 0
+    within = {role: in_ranges(ranges[role], times) for role in ROLES}
     expected = {
-        "labelled": in_ranges(labelled, times) & has_labels,
-        "unlabelled": in_ranges(unlabelled, times) & ~(in_ranges(labelled, times) & has_labels),
-        "validation": in_ranges(validation, times),
+        "labelled": (within["training"] | within["labelled"]) & has_labels,
+        "unlabelled": within["training"] & ~has_labels | within["unlabelled"],
+        "validation": within["validation"],
     }
     for part in PARTS:
         in_kitchen = chosen[part][chosen[part] >= FRAMES] - FRAMES
         np.testing.assert_array_equal(in_kitchen, np.flatnonzero(expected[part]), err_msg=part)
     in_hall = chosen["labelled"][chosen["labelled"] < FRAMES]
-    np.testing.assert_array_equal(in_hall, np.flatnonzero(expected["labelled"]))
+    np.testing.assert_array_equal(in_hall, np.flatnonzero(within["training"] & has_labels))
 
 
 @settings(deadline=None)
@@ -134,9 +132,9 @@ def test_blocks_gaps_and_training_account_for_every_moment(
     splits = split_bags([(Path("hall"), duration_ns)], share, gap_s, block_s, seed)
     (bag,) = splits.bags
     times = np.linspace(0, duration_ns, 997).astype(np.int64)
-    validation, training = in_ranges(bag.validation, times), in_ranges(bag.labelled, times)
-    assert bag.labelled == bag.unlabelled
-    assert bag.labelled
+    validation, training = in_ranges(bag.validation, times), in_ranges(bag.training, times)
+    assert bag.training
+    assert not bag.labelled + bag.unlabelled
     assert not (validation & training).any()
     near = np.zeros(len(times), bool)
     for begin, end in bag.validation:
@@ -159,8 +157,8 @@ def test_a_saved_file_reads_back_the_same_from_beside_the_bags(
     paths = [bag.index.path for bag in dataset.bags]
     splits = Splits(
         (
-            BagSplits(paths[0], seconds((0, 4.25)), seconds((0, None)), ()),
-            BagSplits(paths[1], (), seconds((0, 2), (9, None)), seconds((3, 8))),
+            BagSplits(paths[0], unlabelled=seconds((0, None))),
+            BagSplits(paths[1], seconds((0, 2)), seconds((9, None)), (), seconds((3, 8))),
         ),
         SECOND,
     )
@@ -170,7 +168,7 @@ def test_a_saved_file_reads_back_the_same_from_beside_the_bags(
     assert loaded.gap_ns == splits.gap_ns
     for bag, other in zip(loaded.bags, splits.bags, strict=True):
         assert bag.path.resolve() == other.path
-        assert [getattr(bag, part) for part in PARTS] == [getattr(other, part) for part in PARTS]
+        assert [getattr(bag, role) for role in ROLES] == [getattr(other, role) for role in ROLES]
     text = file.read_text()
     assert text.startswith("# ")
     assert "unlabelled: all" in text
@@ -183,12 +181,14 @@ def test_a_saved_file_reads_back_the_same_from_beside_the_bags(
     [
         (
             "bags: [{path: a, labelled: [{from: 1, to: 5}], validation: [{from: 3}]}]",
-            "bag a: 3 to 5 s is in ",
+            "bag a: 3 to 5 s is in labelled and in validation",
         ),
         (
             "gap: 2\nbags: [{path: a, unlabelled: [{to: 5}], validation: [{from: 6}]}]",
-            "within 1 s of validation",
+            "validation 6 to the end comes within 1 s of unlabelled 0 to 5 s",
         ),
+        ("bags: [{path: a, labelled: [{to: 5}], unlabelled: all}]", "0 to 5 s is in "),
+        ("bags: [{path: a, unlabelled: [{to: 5}, {from: 4}]}]", "4 to 5 s is in unlabelled twice"),
         ("bags: [{path: x/a, validation: all}, {path: y/a}]", "bag a is listed twice"),
         ("bags: [{path: a, validation: [{from: 5, to: 5}]}]", "validation 5 to 5 s is no range"),
         ("bags: [{path: a, validation: [{from: 1, until: 5}]}]", "unknown field until; expected from, to"),
@@ -221,7 +221,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, complaint: s
         ),
         (
             (BagSplits(Path("hall"), seconds((12, None))), BagSplits(Path("kitchen"))),
-            "bag hall: labelled 12 to the end lies outside",
+            "bag hall: training 12 to the end lies outside",
         ),
     ],
 )
