@@ -57,6 +57,7 @@ class BagIndex:
         messages: (N,) array of ``MESSAGE``: images and camera infos in log order.
         start_ns, end_ns: log time of the first and of the last message of all topics; 0 in an empty bag.
         warnings: lines for people on what is wrong with the bag though it can be read.
+        key: what is found out of the index may be kept under, by ``index_cache``; '' where it may not.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class BagIndex:
     start_ns: int
     end_ns: int
     warnings: tuple[str, ...] = ()
+    key: str = ""
 
     @property
     def name(self) -> str:
@@ -155,6 +157,15 @@ class MessageReader:
                     raise BagError(f"{self._path}: {self._describe(message)}: {error}") from None
             found.append(data)
         return found
+
+    def verify(self, messages: Iterable[np.void]) -> None:
+        """Check the stamps of indexed messages by the checksums that the file holds of them, if any.
+
+        Raises:
+            BagError: as ``read``.
+        """
+        for message in messages:
+            self._file(int(message["file"])).verify([message])
 
     def read_image(self, message: np.void) -> Image | CompressedImage:
         """Read an indexed message of an image topic.
