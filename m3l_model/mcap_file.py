@@ -79,7 +79,7 @@ class McapFile:
         try:
             self._file = path.open("rb", buffering=0)
             self._fd = self._file.fileno()
-            self._size = os.fstat(self._fd).st_size
+            self._size = self._whole_size = os.fstat(self._fd).st_size
         except OSError as error:
             raise BagError(f"{path}: cannot open the file: {error.strerror}") from error
         self._schemas: dict[int, str] = {0: ""}
@@ -92,6 +92,8 @@ class McapFile:
         try:
             if self._pread(0, len(MAGIC)) != MAGIC:
                 raise StorageDamage("it does not begin as an MCAP file does")
+            if not self._is_finished():
+                self._size = self._end_before_zeros()
             self._data_at = self._read_header()
             self._summary = self._read_summary()
         except StorageDamage as error:
@@ -118,7 +120,7 @@ class McapFile:
                 if msgtypes is None or self.topics[message.topic].msgtype in msgtypes:
                     found += 1
                     yield message
-            self._passed = self._size
+            self._passed = self._whole_size
         except StorageDamage as error:
             if isinstance(error, _CutError) and not self._is_finished():
                 self.warnings.append(f"{self.path} was cut off: {error}; read up to there, {found} messages")
@@ -280,7 +282,7 @@ class McapFile:
         """Go from record to record, since there is no summary to say where the messages are."""
         at, previous = self._data_at, _HEADER
         in_chunk: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        while at < self._size and not self._is_zeros(at):
+        while at < self._size:
             self._passed = at
             opcode, length = self._record(at)
             end = at + _RECORD.size + length
@@ -317,11 +319,16 @@ class McapFile:
         """Whether the recorder has closed the file: what seems cut off within is damage then."""
         return self._size > 2 * len(MAGIC) and self._pread(self._size - len(MAGIC), len(MAGIC)) == MAGIC
 
-    def _is_zeros(self, at: int) -> bool:
-        """Whether nothing was written from here on, as where a recorder's machine lost its power."""
-        if any(self._pread(at, min(_RECORD.size, self._size - at))):
-            return False
-        return not any(self._pread(at, min(_WINDOW_BYTES, self._size - at)))
+    def _end_before_zeros(self) -> int:
+        """Where the zeros begin that a file system puts for what was not written when the machine lost its power."""
+        end = self._size
+        while end > 0:
+            start = max(end - _WINDOW_BYTES, 0)
+            written = self._pread(start, end - start).rstrip(b"\0")
+            if written:
+                return start + len(written)
+            end = start
+        return 0
 
     # Chunks
 

@@ -30,7 +30,7 @@ MAGIC = b"SQLite format 3\x00"
 _JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 _PAGE_SIZE_AT, _PAGE_COUNT_AT = 16, 28
 
-_LOG_TIMES = "SELECT count(*), sum((timestamp & 2147483647) + (timestamp >> 31)) FROM messages"
+_LOG_TIMES = "SELECT count(*), total((timestamp & 2147483647) + (timestamp >> 31)) FROM messages"
 """How many messages there are, and a digest of their log times."""
 
 
@@ -209,7 +209,7 @@ class SqliteFile:
             self.span = min(first, log_ns), max(last, log_ns)
             self._passed = self._size * row // max(last_row, row, 1)
             yield StoredMessage(topic, size, log_ns, row, -1, head)
-        if not self._cut and self._has_index() and count:
+        if not self._cut and self._has_index():
             indexed = self._database.execute(f"{_LOG_TIMES} INDEXED BY timestamp_idx").fetchall()
             if indexed != [(count, digest)]:
                 raise StorageDamage(
