@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,6 +47,34 @@ def unfinished_journals(path: Path) -> list[Path]:
         if start and start.startswith(magic):
             journals.append(journal)
     return journals
+
+
+class _WholePagesFile(apsw.VFSFile):
+    """A database without the rest of a page at its end, which SQLite would take for one that ends in zeros."""
+
+    def xFileSize(self) -> int:
+        size = super().xFileSize()
+        header = self.xRead(_PAGE_SIZE_AT + 2, 0)
+        return size - size % _page_bytes(header)
+
+
+class _WholePages(apsw.VFS):
+    NAME = "m3l_whole_pages"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+        return _WholePagesFile("", name, flags)
+
+
+_register_whole_pages = cache(_WholePages)
+"""SQLite knows it for as long as the object lives."""
+
+
+def _page_bytes(header: bytes) -> int:
+    size = int.from_bytes(header[_PAGE_SIZE_AT : _PAGE_SIZE_AT + 2], "big")
+    return 65536 if size == 1 else max(size, 512)
 
 
 class SqliteFile:
@@ -145,7 +173,10 @@ class SqliteFile:
 
     def _connect(self, mode: str) -> apsw.Connection:
         uri = f"file:{quote(os.fsencode(self.path.resolve()))}?{mode}"
-        database = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        if self._cut:
+            _register_whole_pages()
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        database = apsw.Connection(uri, flags, vfs=_WholePages.NAME if self._cut else None)
         database.limit(apsw.SQLITE_LIMIT_LENGTH, MAX_MESSAGE_BYTES)
         database.execute("PRAGMA cell_size_check = ON")
         if self._cut:  # SQLite opens no file that lacks pages, unless one is about to mend it
@@ -158,9 +189,8 @@ class SqliteFile:
             header = file.read(100)
         if len(header) < 100:
             raise BagError(f"{self.path}: the file has {self._size} bytes, too few for a database")
-        page = int.from_bytes(header[_PAGE_SIZE_AT : _PAGE_SIZE_AT + 2], "big")
         pages = int.from_bytes(header[_PAGE_COUNT_AT : _PAGE_COUNT_AT + 4], "big")
-        return self._size < pages * (65536 if page == 1 else page)
+        return self._size < pages * _page_bytes(header)
 
     def _read_topics(self) -> dict[int, int]:
         """Read the topics; returns their positions by the database's ids."""
@@ -185,7 +215,9 @@ class SqliteFile:
         return ids
 
     def _scan(self) -> Iterator[StoredMessage]:
-        last_row = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
+        last_row = 1
+        if not self._cut:  # else it is the row that is missing
+            last_row = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
         query = "SELECT rowid, topic_id, timestamp, length(data), typeof(data) FROM messages ORDER BY rowid"
         rows: Iterator[Any] = self._database.execute(query)
         before, count, digest = None, 0, 0

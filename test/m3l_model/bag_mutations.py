@@ -124,7 +124,7 @@ def _remove(data: bytearray, rng: random.Random) -> None:
 
 
 def _append(data: bytearray, rng: random.Random) -> None:
-    data += rng.choice([bytes(1000), rng.randbytes(100), data[:2000]])
+    data += rng.choice([bytes(1000), rng.randbytes(100), bytes(data[:2000])])
 
 
 def _swap_blocks(data: bytearray, rng: random.Random) -> None:
@@ -255,7 +255,7 @@ MCAP: dict[str, Callable[[bytearray, random.Random], None]] = {
 # Structure of SQLite
 
 
-def _page_size(data: bytes) -> int:
+def _page_size(data: bytes | bytearray) -> int:
     size = int.from_bytes(data[16:18], "big")
     return 65536 if size == 1 else max(size, 512)
 
@@ -565,8 +565,8 @@ def mutate(pristine: Path, bag: Path, seed: int) -> Mutation:
     name = rng.choice(sorted(VARIANTS))
     variant = VARIANTS[name]
     structure = MCAP if variant.suffix == ".mcap" else SQLITE
-    kinds = rng.choices([BYTES, structure, FILES, {**MESSAGES, TYPES: None, LOG_TIMES: None}], [35, 30, 15, 20])[0]
-    kind = rng.choice(sorted(kinds))
+    groups = [[*BYTES], [*structure], [*FILES], [*MESSAGES, TYPES, LOG_TIMES]]
+    kind = rng.choice(rng.choices(groups, [35, 30, 15, 20])[0])
     if kind.startswith("message:"):
         write_bag(bag, variant, _mutate_messages(variant, kind, rng))
         return Mutation(name, kind, False, False)
