@@ -235,6 +235,7 @@ def find_messages(index: BagIndex, msgtypes: Collection[str]) -> npt.NDArray[np.
 
 _MOST_OPEN_FILES = 32
 _BATCH = 1 << 10
+_MOST_TRIED = 30
 
 
 @dataclass
@@ -302,14 +303,14 @@ def _merge_topics(storage: StorageFile, topics: dict[tuple[str, str], BagTopic])
 
 
 def _describe_images(index: BagIndex) -> tuple[tuple[ImageTopic, ...], list[str]]:
-    """Describe each image topic by its first message that can be read."""
+    """Describe each image topic by its first message that can be read, of the first ones."""
     images, warnings = [], []
     with closing(MessageReader(index)) as reader:
         for position, topic in enumerate(index.topics):
             if topic.msgtype not in (IMAGE, COMPRESSED_IMAGE):
                 continue
             problem = None
-            for message in index.messages[index.messages["topic"] == position]:
+            for message in index.messages[index.messages["topic"] == position][:_MOST_TRIED]:
                 try:
                     image = reader.read_image(message)
                 except BagError as error:

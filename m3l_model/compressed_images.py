@@ -41,7 +41,9 @@ def check_compressed(data: bytes | memoryview) -> None:
     elif data[: len(JPEG_MAGIC)] == JPEG_MAGIC:
         height, width = _check_jpeg(data)
     else:
-        raise CompressedImageError(f"its {len(data)} bytes are no image that can be read, neither JPEG nor PNG")
+        raise CompressedImageError(
+            f"its {len(data)} bytes are no image that can be read, neither JPEG nor PNG"
+        )
     if not 0 < width * height <= MAX_PIXELS:
         raise CompressedImageError(f"it claims {width}x{height} pixels; up to {MAX_PIXELS} are decoded")
 

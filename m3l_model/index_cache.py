@@ -146,7 +146,9 @@ def _to_arrays(index: BagIndex) -> dict[str, npt.NDArray[Any]]:
     return {"messages": index.messages, "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
 
 
-def _from_arrays(key: str, path: Path, files: Sequence[Path], kept: Mapping[str, npt.NDArray[Any]]) -> BagIndex:
+def _from_arrays(
+    key: str, path: Path, files: Sequence[Path], kept: Mapping[str, npt.NDArray[Any]]
+) -> BagIndex:
     facts = json.loads(kept["facts"].tobytes())
     messages = kept["messages"]
     topics = tuple(BagTopic(*fields) for fields in facts["topics"])
@@ -156,5 +158,7 @@ def _from_arrays(key: str, path: Path, files: Sequence[Path], kept: Mapping[str,
         raise ValueError("not the index of this bag")
     start_ns, end_ns = facts["span"]
     images = tuple(ImageTopic(*fields) for fields in facts["images"])
-    warnings = tuple(line.replace(facts["path"], str(path)) for line in facts["warnings"])  # it may have moved
+    warnings = tuple(
+        line.replace(facts["path"], str(path)) for line in facts["warnings"]
+    )  # it may have moved
     return BagIndex(path, tuple(files), topics, images, messages, start_ns, end_ns, warnings, key)

@@ -79,7 +79,7 @@ class McapFile:
         try:
             self._file = path.open("rb", buffering=0)
             self._fd = self._file.fileno()
-            self._size = self._whole_size = os.fstat(self._fd).st_size
+            self._size = os.fstat(self._fd).st_size
         except OSError as error:
             raise BagError(f"{path}: cannot open the file: {error.strerror}") from error
         self._schemas: dict[int, str] = {0: ""}
@@ -92,8 +92,7 @@ class McapFile:
         try:
             if self._pread(0, len(MAGIC)) != MAGIC:
                 raise StorageDamage("it does not begin as an MCAP file does")
-            if not self._is_finished():
-                self._size = self._end_before_zeros()
+            self._written = self._size if self._is_finished() else self._end_before_zeros()
             self._data_at = self._read_header()
             self._summary = self._read_summary()
         except StorageDamage as error:
@@ -120,7 +119,7 @@ class McapFile:
                 if msgtypes is None or self.topics[message.topic].msgtype in msgtypes:
                     found += 1
                     yield message
-            self._passed = self._whole_size
+            self._passed = self._size
         except StorageDamage as error:
             if isinstance(error, _CutError) and not self._is_finished():
                 self.warnings.append(f"{self.path} was cut off: {error}; read up to there, {found} messages")
@@ -154,10 +153,17 @@ class McapFile:
         for at in {int(place["at"]) for place in places if place["within"] >= 0}:
             try:
                 head = self._chunk_head(at)
-                if at not in self._verified and not self._scanned_whole(head) and head.crc and head.end <= self._size:
+                if (
+                    at not in self._verified
+                    and not self._scanned_whole(head)
+                    and head.crc
+                    and not self._is_cut(head)
+                ):
                     self._content(head)
             except StorageDamage as error:
-                raise BagError(f"{self.path}: damaged: {error}; `mcap recover` keeps the other chunks") from None
+                raise BagError(
+                    f"{self.path}: damaged: {error}; `mcap recover` keeps the other chunks"
+                ) from None
 
     # Records outside of chunks
 
@@ -234,7 +240,9 @@ class McapFile:
         if opcode == _SCHEMA:
             name = fields.text()
             if self._schemas.setdefault(number, name) != name:
-                raise StorageDamage(f"type {number} is {self._schemas[number]!r} at one place, {name!r} at another")
+                raise StorageDamage(
+                    f"type {number} is {self._schemas[number]!r} at one place, {name!r} at another"
+                )
             return
         schema, topic, encoding = fields.number("<H"), fields.text(), fields.text()
         if encoding != "cdr":
@@ -286,6 +294,8 @@ class McapFile:
             self._passed = at
             opcode, length = self._record(at)
             end = at + _RECORD.size + length
+            if at >= self._written or (opcode != _CHUNK and self._ends_in_zeros(end)):
+                break
             if opcode in (_DATA_END, _FOOTER):
                 if (opcode, length) not in ((_DATA_END, 4), (_FOOTER, _FOOTER_RECORD.size - _RECORD.size)):
                     raise StorageDamage(f"the record at byte {at} is of no possible length")
@@ -308,7 +318,9 @@ class McapFile:
                 if previous not in (_CHUNK, _MESSAGE_INDEX) or fields.at != length:
                     raise StorageDamage(f"the record at byte {at} is no message index")
                 if topic is not None and entries != sorted(in_chunk[topic]):
-                    raise StorageDamage(f"the message index at byte {at} speaks of other messages than are there")
+                    raise StorageDamage(
+                        f"the message index at byte {at} speaks of other messages than are there"
+                    )
             elif opcode not in (_ATTACHMENT, _METADATA):
                 raise StorageDamage(f"the record at byte {at} is of a kind that does not belong there")
             self._require(end)
@@ -359,11 +371,11 @@ class McapFile:
         return self._heads[at]
 
     def _scan_chunk(self, head: _ChunkHead) -> Iterator[StoredMessage]:
-        cut = head.end > self._size
+        cut = self._is_cut(head)
         if cut and head.compression:
             raise _CutError(f"its last chunk, at byte {head.at}, is not whole")
         content = self._content(head) if self._scanned_whole(head) and not cut else None
-        size = min(head.size, self._size - head.content_at)
+        size = max(self._written - head.content_at, 0) if cut else head.size
         at = 0
         while at < size:
             part = _PREFIX_BYTES + HEAD_BYTES
@@ -382,7 +394,9 @@ class McapFile:
             if opcode == _MESSAGE:
                 for message in self._message(start, head.at, at + _PREFIX_BYTES, length):
                     if not head.first_ns <= message.log_ns <= head.last_ns:
-                        raise StorageDamage(f"a message in the chunk at byte {head.at} is not of the chunk's time")
+                        raise StorageDamage(
+                            f"a message in the chunk at byte {head.at} is not of the chunk's time"
+                        )
                     yield message
             elif opcode in (_SCHEMA, _CHANNEL):
                 if length > _MAX_METADATA_BYTES:
@@ -403,6 +417,20 @@ class McapFile:
             raise _CutError(f"its last chunk, at byte {head.at}, is not whole")
         if at != size:
             raise StorageDamage(f"the chunk at byte {head.at} ends within a record")
+
+    def _is_cut(self, head: _ChunkHead) -> bool:
+        """Whether a chunk was not written to its end."""
+        if head.end > self._size or not self._ends_in_zeros(head.end):
+            return head.end > self._size
+        try:
+            self._content(head)
+        except StorageDamage:
+            return True
+        return not head.crc and not head.compression
+
+    def _ends_in_zeros(self, end: int) -> bool:
+        """Whether a record may lack its last bytes: they are zeros, as is all of the file behind it."""
+        return self._written < end < self._size
 
     def _scanned_whole(self, head: _ChunkHead) -> bool:
         return bool(head.compression) or head.size <= _WINDOW_BYTES
@@ -436,7 +464,7 @@ class McapFile:
         head = self._chunk_head(at)
         if start < 0 or start + size > head.size:
             raise StorageDamage("the chunk is shorter than it was")
-        cut = head.end > self._size
+        cut = self._is_cut(head)
         if not head.compression and (cut or not head.crc or at in self._verified):
             return self._read_into_new(head.content_at + start, size)
         return self._content(head)[start : start + size]

@@ -165,7 +165,9 @@ class SqliteFile:
                 self._cut = False
                 return database
             except apsw.Error as error:  # such as in a folder that cannot be written
-                self.warnings.append(f"{self.path}: read without its -wal file, which cannot be opened: {error}")
+                self.warnings.append(
+                    f"{self.path}: read without its -wal file, which cannot be opened: {error}"
+                )
         if "-journal" in journals:
             self.warnings.append(f"{self.path}: its recorder was interrupted; read as far as that goes")
         self._cut |= bool(journals)
@@ -215,9 +217,9 @@ class SqliteFile:
         return ids
 
     def _scan(self) -> Iterator[StoredMessage]:
-        last_row = 1
+        newest: Any = 1
         if not self._cut:  # else it is the row that is missing
-            last_row = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
+            newest = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
         query = "SELECT rowid, topic_id, timestamp, length(data), typeof(data) FROM messages ORDER BY rowid"
         rows: Iterator[Any] = self._database.execute(query)
         before, count, digest = None, 0, 0
@@ -239,7 +241,7 @@ class SqliteFile:
             self.counts[topic] += 1
             first, last = self.span or (log_ns, log_ns)
             self.span = min(first, log_ns), max(last, log_ns)
-            self._passed = self._size * row // max(last_row, row, 1)
+            self._passed = self._size * row // max(newest, row, 1)
             yield StoredMessage(topic, size, log_ns, row, -1, head)
         if not self._cut and self._has_index():
             indexed = self._database.execute(f"{_LOG_TIMES} INDEXED BY timestamp_idx").fetchall()

@@ -48,7 +48,7 @@ import yaml
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bag_variants import (  # type: ignore[import-not-found,unused-ignore]
+from bag_variants import (
     FRAME_ID,
     SECOND,
     STRING,
@@ -144,7 +144,9 @@ def _number(data: bytearray, rng: random.Random) -> None:
 
 
 def _text_length(data: bytearray, rng: random.Random) -> None:
-    for name in rng.sample([b"/camera/", b"sensor_msgs", b"cdr", b"offered_qos", b"zstd", b"rgb8", b"ros2"], 7):
+    for name in rng.sample(
+        [b"/camera/", b"sensor_msgs", b"cdr", b"offered_qos", b"zstd", b"rgb8", b"ros2"], 7
+    ):
         places = [at for at in _all(data, name) if at >= 4]
         if places:
             struct.pack_into("<I", data, rng.choice(places) - 4, rng.choice(_HUGE) % 2**32)
@@ -161,7 +163,16 @@ def _all(data: bytes | bytearray, part: bytes) -> list[int]:
 
 def _name(data: bytearray, rng: random.Random) -> None:
     """Swap the names of types, topics and encodings."""
-    names = [b"msg/Image", b"msg/CameraInfo", b"msg/CompressedImage", b"image_raw", b"cdr", b"16UC1", b"rgb8", b"labels"]
+    names = [
+        b"msg/Image",
+        b"msg/CameraInfo",
+        b"msg/CompressedImage",
+        b"image_raw",
+        b"cdr",
+        b"16UC1",
+        b"rgb8",
+        b"labels",
+    ]
     for name in rng.sample(names, len(names)):
         places = _all(data, name)
         if places:
@@ -338,7 +349,9 @@ def _wrong_suffix(bag: Path, rng: random.Random) -> None:
 
 
 def _other_content(bag: Path, rng: random.Random) -> None:
-    content = rng.choice([b"#ROSBAG V2.0\n", b"\x28\xb5\x2f\xfd" + bytes(50), b"PK\3\4", b"\0" * 4096, b"hello\n"])
+    content = rng.choice(
+        [b"#ROSBAG V2.0\n", b"\x28\xb5\x2f\xfd" + bytes(50), b"PK\3\4", b"\0" * 4096, b"hello\n"]
+    )
     rng.choice(_storage_files(bag)).write_bytes(content)
 
 
@@ -355,8 +368,16 @@ def _metadata_lies(bag: Path, rng: random.Random) -> None:
         [
             {"message_count": rng.choice([0, -1, 10**30, "many", None])},
             {"storage_identifier": rng.choice(["sqlite3", "mcap", "", None, [1]])},
-            {"relative_file_paths": rng.choice([[*names, "more.mcap"], names * 2, [f"../{names[0]}"], ["/etc/passwd"]])},
-            {"relative_file_paths": rng.choice([[], None, names[0], [None], [["a"]], {"a": 1}, ["\0"], ["x" * 5000], ["."]])},
+            {
+                "relative_file_paths": rng.choice(
+                    [[*names, "more.mcap"], names * 2, [f"../{names[0]}"], ["/etc/passwd"]]
+                )
+            },
+            {
+                "relative_file_paths": rng.choice(
+                    [[], None, names[0], [None], [["a"]], {"a": 1}, ["\0"], ["x" * 300], ["."]]
+                )
+            },
             {"relative_file_paths": [f"{name}.zstd" for name in names]},
             {"compression_mode": rng.choice(["FILE", "MESSAGE", "X", None]), "compression_format": "zstd"},
             {"version": rng.choice([0, 99, -1, "x", None])},
@@ -370,7 +391,8 @@ def _metadata_lies(bag: Path, rng: random.Random) -> None:
 
 def _metadata_junk(bag: Path, rng: random.Random) -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{chr(98 + level)}: &{chr(98 + level)} [{','.join([f'*{chr(97 + level)}'] * 9)}]\n" for level in range(12)
+        f"{chr(98 + level)}: &{chr(98 + level)} [{','.join([f'*{chr(97 + level)}'] * 9)}]\n"
+        for level in range(12)
     )
     junk = rng.choice(
         [
@@ -430,17 +452,52 @@ def jpeg_of_size(width: int, height: int) -> bytes:
 
 
 def _absurd_raw(message: StoredMessage, stamp: int, rng: random.Random) -> bytes:
-    height, width = rng.choice([(60000, 60000), (0, 16), (12, 0), (0, 0), (2**32 - 1, 2**32 - 1), (1, 1), (65536, 65536)])
-    encoding = rng.choice(["rgb8", "16UC1", "mono8", "bayer_rggb8", "yuv422", "nv12", "32FC1", "bgra8", "rgb16"])
+    height, width = rng.choice(
+        [(60000, 60000), (0, 16), (12, 0), (0, 0), (2**32 - 1, 2**32 - 1), (1, 1), (65536, 65536)]
+    )
+    encoding = rng.choice(
+        ["rgb8", "16UC1", "mono8", "bayer_rggb8", "yuv422", "nv12", "32FC1", "bgra8", "rgb16"]
+    )
     step = rng.choice([0, 1, 48, 180000, 2**32 - 1])
     return image_cdr(stamp, height, width, encoding, step, bytes(rng.choice([0, 1, 12, 576, 1728])))
 
 
 def _any_encoding(message: StoredMessage, stamp: int, rng: random.Random) -> bytes:
-    names = (
-        "rgb8 bgr8 rgba8 bgra8 rgb16 bgr16 mono8 mono16 8UC1 8UC3 16UC1 32FC1 64FC1 8SC1 bayer_rggb8 bayer_grbg16 yuv422 "
-        "yuv422_yuy2 uyvy yuyv nv12 nv21 nv24 rgb bgr8x yuv bayer_ 8UC99 mono8_x rgb99 8UC0 16UC-1 32FC4"
-    ).split()
+    names = [
+        "rgb8",
+        "bgr8",
+        "rgba8",
+        "bgra8",
+        "rgb16",
+        "bgr16",
+        "mono8",
+        "mono16",
+        "8UC1",
+        "8UC3",
+        "16UC1",
+        "32FC1",
+        "64FC1",
+        "8SC1",
+        "bayer_rggb8",
+        "bayer_grbg16",
+        "yuv422",
+        "yuv422_yuy2",
+        "uyvy",
+        "yuyv",
+        "nv12",
+        "nv21",
+        "nv24",
+        "rgb",
+        "bgr8x",
+        "yuv",
+        "bayer_",
+        "8UC99",
+        "mono8_x",
+        "rgb99",
+        "8UC0",
+        "16UC-1",
+        "32FC4",
+    ]
     encoding = rng.choice([*names, "", "\0", "x" * 5000, "rgb8\0"])
     height, width = rng.choice([(1, 1), (2, 2), (3, 3), (2, 3), (1, 7), (12, 16), (13, 17)])
     size = height * width * rng.choice([1, 2, 3, 4, 6])
@@ -448,7 +505,9 @@ def _any_encoding(message: StoredMessage, stamp: int, rng: random.Random) -> byt
 
 
 def _absurd_compressed(message: StoredMessage, stamp: int, rng: random.Random) -> bytes:
-    size = rng.choice([(60000, 60000), (30000, 30000), (65500, 65500), (0, 0), (1, 60000), (9000, 9000), (5000, 5000)])
+    size = rng.choice(
+        [(60000, 60000), (30000, 30000), (65500, 65500), (0, 0), (1, 60000), (9000, 9000), (5000, 5000)]
+    )
     data = rng.choice(
         [
             png_of_size(*size, *rng.choice([(8, 2), (16, 0), (16, 6), (8, 3), (1, 0), (8, 7)])),
@@ -467,7 +526,17 @@ def _absurd_compressed(message: StoredMessage, stamp: int, rng: random.Random) -
             b"\x89PNG\r\n\x1a\n",
         ]
     )
-    form = rng.choice(["jpeg", "png", "rgb8; jpeg compressed bgr8", "16UC1; compressedDepth png", "32FC1; compressedDepth", "rvl", ""])
+    form = rng.choice(
+        [
+            "jpeg",
+            "png",
+            "rgb8; jpeg compressed bgr8",
+            "16UC1; compressedDepth png",
+            "32FC1; compressedDepth",
+            "rvl",
+            "",
+        ]
+    )
     return compressed_cdr(stamp, form, data)
 
 
@@ -544,8 +613,12 @@ def _mutate_messages(variant: Variant, kind: str, rng: random.Random) -> list[St
     topics = topics_of(variant.compressed)
     if kind == TYPES:
         topic = rng.choice([topics.rgb, topics.depth, topics.label])
-        msgtype = rng.choice([IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, STRING, "sensor_msgs/msg/Nothing", "", "x" * 3000])
-        return [message._replace(msgtype=msgtype) if message.topic == topic else message for message in messages]
+        msgtype = rng.choice(
+            [IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, STRING, "sensor_msgs/msg/Nothing", "", "x" * 3000]
+        )
+        return [
+            message._replace(msgtype=msgtype) if message.topic == topic else message for message in messages
+        ]
     if kind == LOG_TIMES:
         at = rng.randrange(len(messages))
         messages[at] = messages[at]._replace(log_ns=rng.choice([0, 2**63 - 1, 2**62, messages[0].log_ns]))
@@ -621,7 +694,9 @@ def judge(bag: Path, original: Original, mutation: Mutation) -> tuple[str, str]:
     warnings = _Warnings()
     logging.getLogger("m3l_model").addHandler(warnings)
     try:
-        outcomes = [_judge(part, bag, original, mutation, warnings) for part in (_frames_state, _messages_state)]
+        outcomes = [
+            _judge(part, bag, original, mutation, warnings) for part in (_frames_state, _messages_state)
+        ]
         if mutation.kind in (*MESSAGES, TYPES, LOG_TIMES) and outcomes[1][0] == "undetected":
             outcomes.pop()  # it is another message, rightly read
     finally:
@@ -827,7 +902,9 @@ def table(results: Sequence[Result]) -> str:
             rows[row][result.outcome] += 1
             growth[row] = max(growth[row], result.growth)
             seconds[row] = max(seconds[row], result.seconds)
-    lines = [f"{'':<22}" + "".join(f"{outcome:>12}" for outcome in outcomes) + f"{'peak MiB':>10}{'slowest s':>11}"]
+    lines = [
+        f"{'':<22}" + "".join(f"{outcome:>12}" for outcome in outcomes) + f"{'peak MiB':>10}{'slowest s':>11}"
+    ]
     for row in sorted(rows, key=lambda row: (row == "all", row)):
         counts = "".join(f"{rows[row][outcome]:>12}" for outcome in outcomes)
         lines.append(f"{row:<22}{counts}{growth[row] >> 20:>10}{seconds[row]:>11.2f}")
@@ -835,7 +912,9 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -850,7 +929,8 @@ def main() -> int:
                 results.append(result)
                 if result.outcome in FAILURES:
                     print(result, flush=True)
-        noise = (Path(folder) / "stderr").read_bytes(); Path("/tmp/fz_noise").write_bytes(noise)
+        noise = (Path(folder) / "stderr").read_bytes()
+        Path("/tmp/fz_noise").write_bytes(noise)
     print(table(results))
     print(f"{len(noise)} bytes on stderr, such as {noise[:300]!r}")
     return int(any(result.outcome in FAILURES for result in results))

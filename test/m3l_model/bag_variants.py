@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes one recording in every form in which rosbag2 may have it: what the storage's tests and mutations begin with."""
+"""Writes one recording in every form in which rosbag2 may have it, for the tests of storage and for mutations."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def topics_of(compressed: bool) -> Topics:
     return COMPRESSED_TOPICS if compressed else RAW_TOPICS
 
 
-def recording(compressed: bool = False, size: tuple[int, int] = (12, 16), frames: int = 8) -> list[StoredMessage]:
+def recording(
+    compressed: bool = False, size: tuple[int, int] = (12, 16), frames: int = 8
+) -> list[StoredMessage]:
     """Frames at 10 Hz from 1 s on; depth is missing in two of them, labels are there in every third."""
     return list(_messages(compressed, size, frames))
 
@@ -151,7 +153,12 @@ def _messages(compressed: bool, size: tuple[int, int], frames: int) -> Iterator[
 
 
 def _image(
-    topic: str | None, log_ns: int, pixels: np.ndarray, encoding: str, compressed: bool, stamp_ns: int | None = None
+    topic: str | None,
+    log_ns: int,
+    pixels: np.ndarray,
+    encoding: str,
+    compressed: bool,
+    stamp_ns: int | None = None,
 ) -> StoredMessage:
     assert topic is not None
     stamp = log_ns if stamp_ns is None else stamp_ns
@@ -331,7 +338,9 @@ VARIANTS = {
     ),
     "mcap_split": Variant(mcap(chunk_size=4000), ".mcap", files=3, checksums=True),
     "mcap_message_zstd": Variant(mcap(chunk_size=4000), ".mcap", checksums=True, message_zstd=True),
-    "mcap_compressed": Variant(mcap(chunk_size=4000), ".mcap", compressed=True, size=(48, 64), checksums=True),
+    "mcap_compressed": Variant(
+        mcap(chunk_size=4000), ".mcap", compressed=True, size=(48, 64), checksums=True
+    ),
     "mcap_compressed_no_crc": Variant(
         mcap(chunk_size=4000, enable_crcs=False), ".mcap", compressed=True, size=(48, 64)
     ),
