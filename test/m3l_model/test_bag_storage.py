@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -81,7 +82,7 @@ def test_every_form_gives_the_same_frames(name: str, metadata: bool, tmp_path: P
         (message.topic, image.header.stamp_ns): image
         for message in messages
         if message.topic in (topics.rgb, topics.depth, topics.label)
-        for image in [parse_image(message.msgtype, message.data)]
+        for image in [cast("Any", parse_image(message.msgtype, message.data))]
     }
     assert [frame.stamp_ns for frame in read] == [SECOND + index * PERIOD for index in range(8)]
     assert [frame.depth is None for frame in read] == [index in (4, 5) for index in range(8)]
@@ -145,10 +146,10 @@ def test_every_encoding_is_read_from_a_bag(order: str, padding: int, tmp_path: P
         )
         messages.append(StoredMessage(f"/{encoding}", IMAGE, SECOND, data))
         if encoding in DEPTHS:
-            expected[encoding] = rows.view(np.dtype(DEPTHS[encoding]).newbyteorder(order))
+            expected[encoding] = rows.view(np.dtype(DEPTHS[encoding]).newbyteorder(">" if order == ">" else "<"))
         else:
             packed = image_cdr(SECOND, HEIGHT, WIDTH, encoding, rows.shape[1], rows.tobytes())
-            expected[encoding] = to_rgb(parse_image(IMAGE, packed))
+            expected[encoding] = to_rgb(cast("Any", parse_image(IMAGE, packed)))
     # Depth first: a colour image waits for depth only once there has been any.
     bag = write_bag(tmp_path / "bag", VARIANTS["mcap"], messages[::-1])
 
@@ -516,9 +517,8 @@ def test_a_bag_that_grows_while_it_is_indexed_is_not_kept(
 
 
 def test_warnings_name_the_bag_where_it_is_now(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bag = write_bag(
-        tmp_path / "one" / "bag" if (tmp_path / "one").mkdir() is None else tmp_path, VARIANTS["mcap"]
-    )
+    (tmp_path / "one").mkdir()
+    bag = write_bag(tmp_path / "one" / "bag", VARIANTS["mcap"])
     path = bag / "bag_0.mcap"
     path.write_bytes(path.read_bytes()[:5000])
     open_index(bag)
