@@ -27,7 +27,7 @@ ROS = [  # the release Jazzy; on a robot apt's own take the place of these
     "ros-std-msgs==5.3.6",
 ]
 IMAGES = ["opencv-python-headless>=4.8", "rosbags>=0.11", "rosbags-image>=0.10"]
-TEST = ["hypothesis", "pycocotools", "pytest>=7.4"]
+TEST = ["hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4"]
 
 setup(
     name=NAME,

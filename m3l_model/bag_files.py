@@ -12,8 +12,11 @@ from m3l_model import mcap_file, sqlite_file
 from m3l_model.bag_storage import BagError, StorageFile
 
 _ROS1_MAGIC = b"#ROSBAG"
+_SUFFIXES = (".mcap", ".db3")
 _METADATA = "metadata.yaml"
-_MAX_METADATA_BYTES = 64 << 20
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_MAX_METADATA_BYTES = 2 << 20
+"""Twenty times what a long recording needs; parsing more would take minutes."""
 
 
 def storage_paths(path: Path) -> tuple[list[Path], list[str]]:
@@ -28,31 +31,29 @@ def storage_paths(path: Path) -> tuple[list[Path], list[str]]:
     if not path.exists():
         raise BagError(f"{path}: no such bag")
     if path.is_file():
-        _refuse_ros1(path)
+        _refuse(path)
         return [path], []
-    found = sorted(
-        file for file in path.iterdir() if file.suffix in (".mcap", ".db3", ".bag") and file.is_file()
-    )
+    try:
+        present = sorted(file for file in path.iterdir() if file.is_file())
+    except OSError as error:
+        raise BagError(f"{path}: cannot read the folder: {error.strerror}") from error
+    found = [file for file in present if file.suffix in (*_SUFFIXES, ".bag")]
     named, warnings = _named_files(path)
-    for file in named:
-        if not (path / file).is_file():
+    for file in present:
+        storage = file.with_suffix("")
+        compressed = file.suffix == ".zstd" and storage.suffix in _SUFFIXES
+        if compressed and (file.name in named or storage not in present):
+            _refuse(file)
+    for name in named:
+        if path / name not in present:
             raise BagError(
-                f"{path / file}: missing, though {_METADATA} names it; put it back, or remove {_METADATA} to "
+                f"{path / name}: missing, though {_METADATA} names it; put it back, or remove {_METADATA} to "
                 "read the rest"
             )
-        if file.endswith(".zstd"):
-            raise BagError(
-                f"{path / file}: compressed as a whole; decompress it: `zstd -d --rm {shlex.quote(str(path / file))}`, "
-                f"and remove {_METADATA}"
-            )
     if not (named or found):
-        if any(file.suffix == ".zstd" for file in path.iterdir()):
-            raise BagError(
-                f"{path}: its files are compressed as a whole; decompress them: `zstd -d --rm *.zstd`"
-            )
         raise BagError(f"{path} is no rosbag2 folder: it has no {_METADATA}, .mcap or .db3 file")
     files = [path / file for file in named] or found
-    _refuse_ros1(files[0])
+    _refuse(files[0])
     unnamed = [file.name for file in found if file not in files]
     if unnamed:
         warnings.append(f"{path}: not read, as {_METADATA} does not name them: {', '.join(unnamed)}")
@@ -94,15 +95,25 @@ def _named_files(path: Path) -> tuple[list[str], list[str]]:
         if metadata.stat().st_size > _MAX_METADATA_BYTES:
             raise ValueError("it is too large")
         information = yaml.safe_load(metadata.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
-        names = [Path(str(name)).name for name in information["relative_file_paths"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        paths = information["relative_file_paths"]
+        if not isinstance(paths, list) or not all(isinstance(name, str) for name in paths):
+            raise ValueError("its relative_file_paths are no list of names")
+        names = [Path(name).name for name in paths]
+    except Exception as error:  # on damage, PyYAML raises anything from its own errors to AttributeError
         reason = " ".join(str(error).split()) or type(error).__name__
         return [], [f"{metadata}: not used, as it cannot be read: {reason}"]
     return list(dict.fromkeys(filter(None, names))), []
 
 
-def _refuse_ros1(path: Path) -> None:
-    if path.suffix == ".bag" or _first_bytes(path).startswith(_ROS1_MAGIC):
+def _refuse(path: Path) -> None:
+    """Refuse what has to be converted first."""
+    magic = _first_bytes(path)
+    if magic.startswith(_ZSTD_MAGIC):
+        raise BagError(
+            f"{path}: compressed as a whole; decompress it: `zstd -d --rm {shlex.quote(str(path))}`, "
+            f"and remove {_METADATA} beside it, if there is one"
+        )
+    if path.suffix == ".bag" or magic.startswith(_ROS1_MAGIC):
         source, target = shlex.quote(str(path)), shlex.quote(str(path.with_suffix("")))
         raise BagError(
             f"{path} is a ROS 1 bag; convert it with: rosbags-convert --src {source} --dst {target} --dst-storage mcap"

@@ -99,6 +99,8 @@ class BagFrames:
         for topic in filter(None, (self.topics.rgb, self.topics.depth, self.topics.label)):
             index.image_topic(topic)
         self.frames = _paired(index, self.topics, pairing or Pairing(), cache)
+        self._colors = np.sort(self.frames["rgb"])
+        self._strays = _stray_rows(index, self.topics, self.frames)
         self._reader = MessageReader(index)
 
     @classmethod
@@ -140,6 +142,7 @@ class BagFrames:
                     f"{self._name(frame, 'label')} has (height, width) {labels.shape}, "
                     f"but the colour image {rgb.shape[:2]}"
                 )
+        self._verify_strays(int(frame["rgb"]))
         return BagFrame(
             int(frame["stamp_ns"]), rgb, depth, labels, REASONS[frame["reason"]], message.header.frame_id
         )
@@ -150,6 +153,17 @@ class BagFrames:
     def close(self) -> None:
         """Close the bag's files; they are opened again when they are needed."""
         self._reader.close()
+
+    def _verify_strays(self, row: int) -> None:
+        """See that no image around a colour image has lost its frame only because its stamp is damaged."""
+        if not len(self._strays):
+            return
+        at = np.searchsorted(self._colors, row)
+        before = self._colors[at - 1] if at > 0 else -1
+        after = self._colors[at + 1] if at + 1 < len(self._colors) else len(self.index.messages)
+        first, middle, end = np.searchsorted(self._strays, [before, row, after])
+        near = self._strays[max(first, middle - _MOST_STRAYS) : min(end, middle + _MOST_STRAYS)]
+        self._reader.verify(self.index.messages[near])
 
     def _image(self, frame: np.void, role: str, allocate: Allocate) -> Any:
         return self._reader.read_image(self.index.messages[frame[role]], allocate)
@@ -163,6 +177,10 @@ class BagFrames:
     def _name(self, frame: np.void, role: str) -> str:
         stamp_ns = int(self.index.messages[frame[role]]["stamp_ns"])
         return f"{self.index.path}: {getattr(self.topics, role)} at {stamp_ns}"
+
+
+_MOST_STRAYS = 30
+"""So many messages before and after a colour image decide on its frame, as long is the synchronizer's queue."""
 
 
 def read_frames(
@@ -231,17 +249,23 @@ def _label_rows(index: BagIndex, topics: Topics) -> dict[int, int]:
     return dict(zip(stamps[rows].tolist(), rows.tolist(), strict=True))
 
 
+def _stray_rows(index: BagIndex, topics: Topics, frames: npt.NDArray[np.void]) -> npt.NDArray[np.intp]:
+    """Positions in the index of images that belong to no frame."""
+    rows = [index.rows(topic) for topic in (topics.rgb, topics.depth, topics.label) if topic]
+    used = [frames[role] for role in ("rgb", "depth", "label")]
+    return np.setdiff1d(np.concatenate(rows), np.concatenate(used))
+
+
 def _paired(index: BagIndex, topics: Topics, pairing: Pairing, cache: bool) -> npt.NDArray[np.void]:
-    if not cache:
+    if not (cache and index.key):
         return pair_frames(index, topics, pairing)
-    key = index_cache.bag_key(index.path, index.files)
     how = repr((topics.rgb, topics.depth, topics.label, astuple(pairing), FRAME))
     name = f"pairs-{hashlib.blake2b(how.encode(), digest_size=8).hexdigest()}"
-    kept = (index_cache.load(key, name) or {}).get("frames")
+    kept = (index_cache.load(index.key, name) or {}).get("frames")
     if kept is not None and kept.dtype == FRAME and _within(kept, len(index.messages)):
         return kept
     frames = pair_frames(index, topics, pairing)
-    index_cache.save(key, name, {"frames": frames})
+    index_cache.save(index.key, name, {"frames": frames})
     return frames
 
 

@@ -59,6 +59,7 @@ class BagIndex:
         messages: (N,) array of ``MESSAGE``: images and camera infos in log order.
         start_ns, end_ns: log time of the first and of the last message of all topics; 0 in an empty bag.
         warnings: lines for people on what is wrong with the bag though it can be read.
+        key: what is found out of the index may be kept under, by ``index_cache``; '' where it may not.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class BagIndex:
     start_ns: int
     end_ns: int
     warnings: tuple[str, ...] = ()
+    key: str = ""
 
     @property
     def name(self) -> str:
@@ -152,6 +154,15 @@ class MessageReader:
                 raise BagError(f"{self._path}: {self._describe(message)}: {error}") from None
         return data
 
+    def verify(self, messages: npt.NDArray[np.void]) -> None:
+        """Check the stamps of indexed messages by the checksums that the file holds of them, if any.
+
+        Raises:
+            BagError: as ``read``.
+        """
+        for message in messages:
+            self._file(int(message["file"])).verify(message)
+
     def read_image(self, message: np.void, allocate: Allocate = new_memory) -> Image | CompressedImage:
         """Read an indexed message of an image topic.
 
@@ -220,6 +231,7 @@ def find_messages(index: BagIndex, msgtypes: Collection[str]) -> npt.NDArray[np.
 
 _MOST_OPEN_FILES = 32
 _BATCH = 1 << 10
+_MOST_TRIED = 30
 
 
 @dataclass
@@ -287,14 +299,14 @@ def _merge_topics(storage: StorageFile, topics: dict[tuple[str, str], BagTopic])
 
 
 def _describe_images(index: BagIndex) -> tuple[tuple[ImageTopic, ...], list[str]]:
-    """Describe each image topic by its first message that can be read."""
+    """Describe each image topic by its first message that can be read, of the first ones."""
     images, warnings = [], []
     with closing(MessageReader(index)) as reader:
         for position, topic in enumerate(index.topics):
             if topic.msgtype not in (IMAGE, COMPRESSED_IMAGE):
                 continue
             problem = None
-            for message in index.messages[index.messages["topic"] == position]:
+            for message in index.messages[index.messages["topic"] == position][:_MOST_TRIED]:
                 try:
                     image = reader.read_image(message)
                 except BagError as error:

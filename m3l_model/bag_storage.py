@@ -117,6 +117,13 @@ class StorageFile(Protocol):
             BagError: the file is damaged there, or has changed.
         """
 
+    def verify(self, place: np.void) -> None:
+        """Check what ``scan`` took from here without the checksum that covers it, where there is one.
+
+        Raises:
+            BagError: the file is damaged there.
+        """
+
     def progress(self) -> int:
         """Bytes that ``scan`` has passed so far."""
 

@@ -110,7 +110,7 @@ def _text(data: bytes | memoryview, word: _Unpack, at: int) -> tuple[str, int]:
     (size,) = word(data, at)
     end = at + 4 + size
     if size > _MAX_STRING_BYTES or end > len(data):
-        raise CdrError(f"a text in it claims {size} bytes")
+        raise CdrError(f"a text in it claims {size} bytes, but {len(data) - at - 4} are left")
     try:
         return str(data[at + 4 : end], "utf-8").removesuffix("\0"), end
     except UnicodeDecodeError:
@@ -123,5 +123,5 @@ def _octets(data: bytes | memoryview, word: _Unpack, at: int) -> npt.NDArray[np.
     (size,) = word(data, at)
     left = len(data) - (at + 4 + size)
     if not 0 <= left < 4:  # some writers pad to a multiple of four
-        raise CdrError(f"its data claims {size} bytes, but {len(data) - at - 4} follow")
+        raise CdrError(f"its data claims {size} bytes, but {len(data) - at - 4} are left")
     return np.frombuffer(data, np.uint8, size, at + 4)

@@ -9,13 +9,17 @@ colour, depth or labels.
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple, Protocol, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m3l_model.compressed_images import PNG_MAGIC, CompressedImageError, check_compressed
 from m3l_model.errors import M3LError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 DEPTH_ENCODINGS = frozenset({"16UC1", "mono16", "32FC1"})
 """Encodings of depth: millimetres in 16 bits, metres in floats."""
@@ -39,7 +43,6 @@ _AS_STORED: dict[str, tuple[str, int]] = {
 
 _Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _COMPRESSED_DEPTH_HEADER = struct.Struct("<iff")
 """What compressed_depth_image_transport puts before the PNG: format, and two parameters that quantize 32FC1."""
 
@@ -83,7 +86,7 @@ def is_depth(msg: ImageMessage) -> bool:
     return msg.encoding in DEPTH_ENCODINGS
 
 
-def _is_compressed(msg: ImageMessage) -> TypeGuard[CompressedImage]:
+def _is_compressed(msg: ImageMessage) -> TypeIs[CompressedImage]:
     return hasattr(msg, "format")
 
 
@@ -148,7 +151,7 @@ def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
     """
     if _is_compressed(msg):
         _require(
-            _bytes(msg).tobytes().startswith(_PNG),
+            _bytes(msg).tobytes().startswith(PNG_MAGIC),
             f"format {msg.format!r} cannot carry labels: ids survive only PNG",
         )
         labels = _decompress(msg, cv2.IMREAD_UNCHANGED)
@@ -214,7 +217,7 @@ def _decompress_depth(msg: CompressedImage) -> npt.NDArray[np.uint16] | npt.NDAr
         "rvl" not in msg.format.lower(), f"format {msg.format!r}: RVL is not supported, record it as png"
     )
     data = _bytes(msg).tobytes()
-    header = b"" if data.startswith(_PNG) else data[: _COMPRESSED_DEPTH_HEADER.size]
+    header = b"" if data.startswith(PNG_MAGIC) else data[: _COMPRESSED_DEPTH_HEADER.size]
     levels = _decompress(msg, cv2.IMREAD_UNCHANGED, skip=len(header))
     _require(
         levels.ndim == 2 and levels.dtype == np.uint16,
@@ -226,14 +229,18 @@ def _decompress_depth(msg: CompressedImage) -> npt.NDArray[np.uint16] | npt.NDAr
     _require(header != b"", f"format {msg.format!r}: the header that says how depth was quantized is missing")
     _, scale, offset = _COMPRESSED_DEPTH_HEADER.unpack(header)
     metres = np.full(levels.shape, np.nan, np.float32)
-    np.divide(np.float32(scale), levels - np.float32(offset), out=metres, where=levels != 0)
+    with np.errstate(all="ignore"):
+        np.divide(np.float32(scale), levels - np.float32(offset), out=metres, where=levels != 0)
     return metres
 
 
 def _decompress(msg: CompressedImage, flags: int, skip: int = 0) -> _Pixels:
     data = _bytes(msg)[skip:]
     try:
-        image = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+        check_compressed(data.data)
+        image = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except CompressedImageError as error:
+        raise ImageFormatError(f"format {msg.format!r}: {error}") from None
     except cv2.error as error:
         raise ImageFormatError(f"format {msg.format!r}: cannot be decompressed: {_line(error)}") from error
     if image is None:

@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from m3l_model.bag_files import storage_paths
 from m3l_model.bag_index import MESSAGE, BagIndex, BagTopic, build_index
+from m3l_model.bag_storage import BagError
 from m3l_model.bag_topics import ImageTopic
+from m3l_model.sqlite_file import unfinished_journals
 
 _FORMAT = 1
 """Raise when what is kept changes its meaning."""
@@ -51,6 +53,7 @@ def open_index(path: str | Path, cache: bool = True) -> BagIndex:
     if index is None:
         index = _build(path, files)
         if cache and bag_key(path, files) == key:  # else the bag is being recorded
+            index = replace(index, key=key)
             save(key, "index", _to_arrays(index))
     index = replace(index, warnings=(*notes, *index.warnings))
     for warning in index.warnings:
@@ -59,23 +62,31 @@ def open_index(path: str | Path, cache: bool = True) -> BagIndex:
 
 
 def bag_key(path: Path, files: Sequence[Path]) -> str:
-    """What tells a bag from any other without reading it all: names, sizes, times of change, beginnings and ends."""
-    digest = hashlib.blake2b(f"{_FORMAT} {path.name}".encode(), digest_size=16)
+    """What tells a bag from any other without reading it all: names, sizes, times of change, beginnings and ends.
+
+    Raises:
+        BagError: a file cannot be read.
+    """
+    digest = hashlib.blake2b(f"{_FORMAT} {path.name}".encode(errors="surrogateescape"), digest_size=16)
     for file in files:
-        facts = file.stat()
-        digest.update(f"\0{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(_SAMPLE_BYTES))
-            opened.seek(max(facts.st_size - _SAMPLE_BYTES, 0))
-            digest.update(opened.read(_SAMPLE_BYTES))
+        for part in (file, *unfinished_journals(file)):
+            try:
+                facts = part.stat()
+                name = part.name.encode(errors="surrogateescape")
+                digest.update(b"\0%s\0%d\0%d\0" % (name, facts.st_size, facts.st_mtime_ns))
+                with part.open("rb") as opened:
+                    digest.update(opened.read(_SAMPLE_BYTES))
+                    opened.seek(max(facts.st_size - _SAMPLE_BYTES, 0))
+                    digest.update(opened.read(_SAMPLE_BYTES))
+            except OSError as error:
+                raise BagError(f"{part}: cannot read the file: {error.strerror}") from error
     return digest.hexdigest()
 
 
 def load(key: str, name: str) -> Mapping[str, npt.NDArray[Any]] | None:
     """Find arrays kept under a bag's key; None where there are none, or damaged ones."""
-    file = _folder() / key / f"{name}.npz"
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with np.load(_folder() / key / f"{name}.npz", allow_pickle=False) as kept:
             return {field: kept[field] for field in kept.files}
     except Exception:  # whatever is wrong with it, it is made anew
         return None
@@ -83,8 +94,8 @@ def load(key: str, name: str) -> Mapping[str, npt.NDArray[Any]] | None:
 
 def save(key: str, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Keep arrays under a bag's key, if the directory can be written."""
-    folder = _folder() / key
     try:
+        folder = _folder() / key
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
         try:
@@ -94,10 +105,8 @@ def save(key: str, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
-    except OSError as error:
-        _log.warning(
-            "%s: cannot keep the index here, so it is made anew each time: %s", folder, error.strerror
-        )
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        _log.warning("cannot keep the bag's index, so it is made anew each time: %s", error)
 
 
 def _build(path: Path, files: Sequence[Path]) -> BagIndex:
@@ -114,7 +123,7 @@ def _build(path: Path, files: Sequence[Path]) -> BagIndex:
 def _load_index(key: str, path: Path, files: Sequence[Path]) -> BagIndex | None:
     kept = load(key, "index")
     try:
-        return None if kept is None else _from_arrays(path, files, kept)
+        return None if kept is None else _from_arrays(key, path, files, kept)
     except Exception:  # whatever is wrong with it, it is made anew
         return None
 
@@ -128,6 +137,7 @@ def _folder() -> Path:
 
 def _to_arrays(index: BagIndex) -> dict[str, npt.NDArray[Any]]:
     facts = {
+        "path": str(index.path),
         "topics": index.topics,
         "images": index.images,
         "span": (index.start_ns, index.end_ns),
@@ -136,7 +146,9 @@ def _to_arrays(index: BagIndex) -> dict[str, npt.NDArray[Any]]:
     return {"messages": index.messages, "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
 
 
-def _from_arrays(path: Path, files: Sequence[Path], kept: Mapping[str, npt.NDArray[Any]]) -> BagIndex:
+def _from_arrays(
+    key: str, path: Path, files: Sequence[Path], kept: Mapping[str, npt.NDArray[Any]]
+) -> BagIndex:
     facts = json.loads(kept["facts"].tobytes())
     messages = kept["messages"]
     topics = tuple(BagTopic(*fields) for fields in facts["topics"])
@@ -146,4 +158,7 @@ def _from_arrays(path: Path, files: Sequence[Path], kept: Mapping[str, npt.NDArr
         raise ValueError("not the index of this bag")
     start_ns, end_ns = facts["span"]
     images = tuple(ImageTopic(*fields) for fields in facts["images"])
-    return BagIndex(path, tuple(files), topics, images, messages, start_ns, end_ns, tuple(facts["warnings"]))
+    warnings = tuple(
+        line.replace(facts["path"], str(path)) for line in facts["warnings"]
+    )  # it may have moved
+    return BagIndex(path, tuple(files), topics, images, messages, start_ns, end_ns, warnings, key)

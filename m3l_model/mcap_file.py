@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -52,9 +52,11 @@ class _CutError(StorageDamage):
 
 
 class _ChunkHead(NamedTuple):
-    """A chunk's record: position and size of its content in the file, and how to make messages of it."""
+    """A chunk's record: its log times, position and size of its content, and how to make messages of it."""
 
     at: int
+    first_ns: int
+    last_ns: int
     content_at: int
     content_size: int
     size: int
@@ -76,9 +78,9 @@ class McapFile:
         self.counts: Counter[int] = Counter()
         self.span: tuple[int, int] | None = None
         self.warnings: list[str] = []
-        self._fd = -1
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._file = path.open("rb", buffering=0)
+            self._fd = self._file.fileno()
             self._size = os.fstat(self._fd).st_size
         except OSError as error:
             raise BagError(f"{path}: cannot open the file: {error.strerror}") from error
@@ -92,19 +94,18 @@ class McapFile:
         try:
             if self._pread(0, len(MAGIC)) != MAGIC:
                 raise StorageDamage("it does not begin as an MCAP file does")
+            self._written = self._size if self._is_finished() else self._end_before_zeros()
             self._data_at = self._read_header()
+            self._summary = self._read_summary()
         except StorageDamage as error:
             self.close()
             raise BagError(
                 f"{path}: damaged at its beginning, so that nothing of it can be read: {error}"
             ) from None
-        self._summary = self._read_summary()
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def progress(self) -> int:
         """Bytes that ``scan`` has passed so far."""
@@ -145,6 +146,18 @@ class McapFile:
                 "`mcap recover` keeps the other messages"
             ) from None
         return part[_PREFIX_BYTES:]
+
+    def verify(self, place: np.void) -> None:
+        """Check what ``scan`` has read without its checksum; see ``StorageFile.verify``."""
+        at = int(place["at"])
+        if place["within"] < 0 or at in self._verified:
+            return
+        try:
+            head = self._chunk_head(at)
+            if head.crc and not self._scanned_whole(head) and not self._is_cut(head):
+                self._content(head)
+        except StorageDamage as error:
+            raise BagError(f"{self.path}: damaged: {error}; `mcap recover` keeps the other chunks") from None
 
     # Records outside of chunks
 
@@ -212,16 +225,18 @@ class McapFile:
             if channel in self._channels:
                 known[self._channels[channel]] += count
             elif channel not in self._other_channels:
-                raise StorageDamage(
-                    f"its summary counts messages of a topic, {channel}, that it does not name"
-                )
+                return None
         return _Summary(sorted(chunks), known, span if any(counts.values()) else None)
 
     def _learn(self, opcode: int, fields: _Fields) -> None:
-        """Take in a schema or channel; one that comes again says the same."""
+        """Take in a schema or channel; one that comes again must say the same."""
         number = fields.number("<H")
         if opcode == _SCHEMA:
-            self._schemas[number] = fields.text()
+            name = fields.text()
+            if self._schemas.setdefault(number, name) != name:
+                raise StorageDamage(
+                    f"type {number} is {self._schemas[number]!r} at one place, {name!r} at another"
+                )
             return
         schema, topic, encoding = fields.number("<H"), fields.text(), fields.text()
         if encoding != "cdr":
@@ -233,10 +248,13 @@ class McapFile:
             return
         if schema not in self._schemas:
             raise StorageDamage(f"the type of {topic} is missing")
+        qos = fields.mapping().get("offered_qos_profiles", "")
+        stored = StoredTopic(topic, self._schemas[schema], qos)
         if number not in self._channels:
-            qos = fields.mapping().get("offered_qos_profiles", "")
             self._channels[number] = len(self.topics)
-            self.topics.append(StoredTopic(topic, self._schemas[schema], qos))
+            self.topics.append(stored)
+        elif self.topics[self._channels[number]] != stored:
+            raise StorageDamage(f"its topic {number} is {topic} at one place, and not so at another")
 
     def _scan_chunks(self, msgtypes: Collection[str] | None) -> Iterator[StoredMessage]:
         """Go through the chunks that the summary lists and that may hold messages of these types."""
@@ -246,10 +264,10 @@ class McapFile:
             self._passed = at
             if self._wants(channels, msgtypes):
                 yield from self._scan_chunk(self._chunk_head(at))
-        for topic, count in self.counts.items():
-            if count != known[topic] and (msgtypes is None or self.topics[topic].msgtype in msgtypes):
+        for topic, stored in enumerate(self.topics):
+            if self.counts[topic] != known[topic] and (msgtypes is None or stored.msgtype in msgtypes):
                 raise StorageDamage(
-                    f"its summary speaks of {known[topic]} messages of {self.topics[topic].topic}, {count} are there"
+                    f"its summary speaks of {known[topic]} messages of {stored.topic}, {self.counts[topic]} are there"
                 )
         self.counts, self.span = Counter(known), self._summary.span
 
@@ -265,16 +283,22 @@ class McapFile:
     def _scan_all(self) -> Iterator[StoredMessage]:
         """Go from record to record, since there is no summary to say where the messages are."""
         at, previous = self._data_at, _HEADER
-        while at < self._size and not self._is_zeros(at):
+        in_chunk: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        while at < self._size:
             self._passed = at
             opcode, length = self._record(at)
             end = at + _RECORD.size + length
+            if at >= self._written or (opcode != _CHUNK and self._ends_in_zeros(end)):
+                break
             if opcode in (_DATA_END, _FOOTER):
                 if (opcode, length) not in ((_DATA_END, 4), (_FOOTER, _FOOTER_RECORD.size - _RECORD.size)):
                     raise StorageDamage(f"the record at byte {at} is of no possible length")
                 return
             if opcode == _CHUNK:
-                yield from self._scan_chunk(self._chunk_head(at))
+                in_chunk = defaultdict(list)
+                for message in self._scan_chunk(self._chunk_head(at)):
+                    in_chunk[message.topic].append((message.log_ns, message.within - _PREFIX_BYTES))
+                    yield message
             elif opcode == _MESSAGE:
                 self._require(end)
                 head = self._pread(at, min(_PREFIX_BYTES + HEAD_BYTES, end - at))
@@ -283,9 +307,14 @@ class McapFile:
                 self._learn(opcode, _Fields(self._metadata(at, length)))
             elif opcode == _MESSAGE_INDEX:
                 fields = _Fields(self._metadata(at, length))
-                fields.number("<H")
-                if previous not in (_CHUNK, _MESSAGE_INDEX) or fields.number("<I") != length - fields.at:
+                topic = self._channels.get(fields.number("<H"))
+                entries = sorted(fields.pairs(struct.Struct("<QQ")))
+                if previous not in (_CHUNK, _MESSAGE_INDEX) or fields.at != length:
                     raise StorageDamage(f"the record at byte {at} is no message index")
+                if topic is not None and entries != sorted(in_chunk[topic]):
+                    raise StorageDamage(
+                        f"the message index at byte {at} speaks of other messages than are there"
+                    )
             elif opcode not in (_ATTACHMENT, _METADATA):
                 raise StorageDamage(f"the record at byte {at} is of a kind that does not belong there")
             self._require(end)
@@ -296,11 +325,16 @@ class McapFile:
         """Whether the recorder has closed the file: what seems cut off within is damage then."""
         return self._size > 2 * len(MAGIC) and self._pread(self._size - len(MAGIC), len(MAGIC)) == MAGIC
 
-    def _is_zeros(self, at: int) -> bool:
-        """Whether nothing was written from here on, as where a recorder's machine lost its power."""
-        if any(self._pread(at, min(_RECORD.size, self._size - at))):
-            return False
-        return not any(self._pread(at, min(_WINDOW_BYTES, self._size - at)))
+    def _end_before_zeros(self) -> int:
+        """Where the zeros begin that a file system puts for what was not written when the machine lost its power."""
+        end = self._size
+        while end > 0:
+            start = max(end - _WINDOW_BYTES, 0)
+            written = self._pread(start, end - start).rstrip(b"\0")
+            if written:
+                return start + len(written)
+            end = start
+        return 0
 
     # Chunks
 
@@ -310,7 +344,7 @@ class McapFile:
             if opcode != _CHUNK:
                 raise StorageDamage(f"no chunk at byte {at}")
             fields = _Fields(self._pread(at + _RECORD.size, min(length, 64)))
-            _, _, size, crc = fields.unpack(_CHUNK_HEADER)
+            first_ns, last_ns, size, crc = fields.unpack(_CHUNK_HEADER)
             compression = fields.text()
             content_size = fields.number("<Q")
             content_at = at + _RECORD.size + fields.at
@@ -325,16 +359,17 @@ class McapFile:
                 raise StorageDamage(
                     f"the chunk at byte {at} is compressed by {compression!r}; lz4 and zstd are read"
                 )
-            self._heads[at] = _ChunkHead(at, content_at, content_size, size, crc, compression, end)
+            self._heads[at] = _ChunkHead(
+                at, first_ns, last_ns, content_at, content_size, size, crc, compression, end
+            )
         return self._heads[at]
 
     def _scan_chunk(self, head: _ChunkHead) -> Iterator[StoredMessage]:
-        cut = head.end > self._size
-        whole = bool(head.compression) or head.size <= _WINDOW_BYTES
+        cut = self._is_cut(head)
         if cut and head.compression:
             raise _CutError(f"its last chunk, at byte {head.at}, is not whole")
-        content = self._content(head) if whole and not cut else None
-        size = min(head.size, self._size - head.content_at)
+        content = self._content(head) if self._scanned_whole(head) and not cut else None
+        size = max(self._written - head.content_at, 0) if cut else head.size
         at = 0
         while at < size:
             part = _PREFIX_BYTES + HEAD_BYTES
@@ -351,7 +386,12 @@ class McapFile:
             if end > size:
                 break
             if opcode == _MESSAGE:
-                yield from self._message(start, head.at, at + _PREFIX_BYTES, length)
+                for message in self._message(start, head.at, at + _PREFIX_BYTES, length):
+                    if not head.first_ns <= message.log_ns <= head.last_ns:
+                        raise StorageDamage(
+                            f"a message in the chunk at byte {head.at} is not of the chunk's time"
+                        )
+                    yield message
             elif opcode in (_SCHEMA, _CHANNEL):
                 if length > _MAX_METADATA_BYTES:
                     raise StorageDamage(f"a topic's definition in the chunk at byte {head.at} is too large")
@@ -371,6 +411,23 @@ class McapFile:
             raise _CutError(f"its last chunk, at byte {head.at}, is not whole")
         if at != size:
             raise StorageDamage(f"the chunk at byte {head.at} ends within a record")
+
+    def _is_cut(self, head: _ChunkHead) -> bool:
+        """Whether a chunk was not written to its end."""
+        if head.end > self._size or not self._ends_in_zeros(head.end):
+            return head.end > self._size
+        try:
+            self._content(head)
+        except StorageDamage:
+            return True
+        return not head.crc and not head.compression
+
+    def _ends_in_zeros(self, end: int) -> bool:
+        """Whether a record may lack its last bytes: they are zeros, as is all of the file behind it."""
+        return self._written < end < self._size
+
+    def _scanned_whole(self, head: _ChunkHead) -> bool:
+        return bool(head.compression) or head.size <= _WINDOW_BYTES
 
     def _message(self, head: bytes, at: int, within: int, length: int) -> Iterator[StoredMessage]:
         if not _MESSAGE_HEADER.size <= length <= MAX_MESSAGE_BYTES:
@@ -399,9 +456,9 @@ class McapFile:
     def _chunk_part(self, at: int, start: int, size: int, allocate: Allocate = new_memory) -> memoryview:
         """Read part of a chunk's content; where the chunk has a checksum, it holds."""
         head = self._chunk_head(at)
-        if start + size > head.size:
+        if start < 0 or start + size > head.size:
             raise StorageDamage("the chunk is shorter than it was")
-        cut = head.end > self._size
+        cut = self._is_cut(head)
         if not head.compression and (cut or not head.crc or at in self._verified):
             return self._read_into(head.content_at + start, allocate(size, _PREFIX_BYTES))
         return self._content(head)[start : start + size]
@@ -533,6 +590,8 @@ def _decompress(data: memoryview, head: _ChunkHead) -> bytes:
             content = decompressor.decompress(data, head.size)
         except (RuntimeError, EOFError, MemoryError) as error:
             raise StorageDamage(f"it cannot be decompressed: {error}") from None
+        if not decompressor.eof:
+            raise StorageDamage("its compressed data is cut off, or larger than it claims")
     if len(content) != head.size:
         raise StorageDamage("its content is shorter than it claims")
     return content

@@ -144,11 +144,11 @@ class SharedCollate:
             self._claim = (os.getpid(), self._claim_slabs())
             _keep_freed_memory()
         worker = self._claim[1]
-        free = np.flatnonzero(self._state["used"][worker] == 0) if worker >= 0 else ()
-        if not len(free):
+        if worker < 0 or self._state["used"][worker].all():
             return None
-        self._state["used"][worker, free[0]] = 1
-        return worker * SLABS + int(free[0])
+        free = int(self._state["used"][worker].argmin())
+        self._state["used"][worker, free] = 1
+        return worker * SLABS + free
 
     def _claim_slabs(self) -> int:
         """Claim the slabs of a worker that is no more, or never was; -1 where there are none."""
@@ -176,7 +176,7 @@ class _Part(NamedTuple):
     dtype: np.dtype[Any]
 
     def of(self, slab: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        return np.ndarray(self.shape, self.dtype, slab, self.offset, self.strides)  # type: ignore[arg-type]
+        return np.ndarray(self.shape, self.dtype, slab, self.offset, self.strides)
 
 
 class _SharedBatch:

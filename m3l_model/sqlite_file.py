@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +29,54 @@ from m3l_model.bag_storage import (
 
 MAGIC = b"SQLite format 3\x00"
 
+_JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 _PAGE_SIZE_AT, _PAGE_COUNT_AT = 16, 28
+
+_LOG_TIMES = "SELECT count(*), total((timestamp & 2147483647) + (timestamp >> 31)) FROM messages"
+"""How many messages there are, and a digest of their log times."""
+
+
+def unfinished_journals(path: Path) -> list[Path]:
+    """What a recorder that was interrupted, or still records, has left beside its database: -wal, -journal."""
+    journals = []
+    for suffix, magic in (("-wal", b""), ("-journal", _JOURNAL_MAGIC)):
+        journal = path.with_name(path.name + suffix)
+        try:
+            with journal.open("rb") as file:
+                start = file.read(len(_JOURNAL_MAGIC))
+        except OSError:
+            continue
+        if start and start.startswith(magic):
+            journals.append(journal)
+    return journals
+
+
+class _WholePagesFile(apsw.VFSFile):
+    """A database without the rest of a page at its end, which SQLite would take for one that ends in zeros."""
+
+    def xFileSize(self) -> int:
+        size = super().xFileSize()
+        header = self.xRead(_PAGE_SIZE_AT + 2, 0)
+        return size - size % _page_bytes(header)
+
+
+class _WholePages(apsw.VFS):
+    NAME = "m3l_whole_pages"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+        return _WholePagesFile("", name, flags)
+
+
+_register_whole_pages = cache(_WholePages)
+"""SQLite knows it for as long as the object lives."""
+
+
+def _page_bytes(header: bytes) -> int:
+    size = int.from_bytes(header[_PAGE_SIZE_AT : _PAGE_SIZE_AT + 2], "big")
+    return 65536 if size == 1 else max(size, 512)
 
 
 class SqliteFile:
@@ -53,12 +101,9 @@ class SqliteFile:
         except OSError as error:
             raise BagError(f"{path}: cannot open the file: {error.strerror}") from error
         with self._errors():
-            self._database = apsw.Connection(self._uri(), apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+            self._database = self._open()
         try:
             with self._errors():
-                self._database.limit(apsw.SQLITE_LIMIT_LENGTH, MAX_MESSAGE_BYTES)
-                if self._cut:  # SQLite opens no file that lacks pages, unless one is about to mend it
-                    self._database.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
                 self._ids = self._read_topics()
         except BagError:
             self.close()
@@ -67,6 +112,9 @@ class SqliteFile:
     def close(self) -> None:
         """Close the file."""
         self._database.close(True)
+
+    def verify(self, place: np.void) -> None:
+        """SQLite has no checksums."""
 
     def progress(self) -> int:
         """Bytes that ``scan`` has passed so far, by the share of rows."""
@@ -105,11 +153,36 @@ class SqliteFile:
             self._blob(row).read_into(data)
         return data
 
-    def _uri(self) -> str:
-        """The database, taken for one that nobody changes unless a recorder left its journal."""
-        journals = (self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-journal"))
-        unfinished = any(journal.exists() and journal.stat().st_size for journal in journals)
-        return f"file:{quote(str(self.path.resolve()))}?{'mode=ro' if unfinished else 'immutable=1'}"
+    def _open(self) -> apsw.Connection:
+        """Open the database as one that nobody changes, but with what a recorder left in its write-ahead log."""
+        journals = {journal.name[len(self.path.name) :] for journal in unfinished_journals(self.path)}
+        if "-wal" in journals:
+            try:
+                database = self._connect("mode=ro")
+                database.execute("SELECT 1 FROM sqlite_master").fetchall()
+                self.warnings.append(f"{self.path}: its recorder did not end it; read with its -wal file")
+                self._cut = False
+                return database
+            except apsw.Error as error:  # such as in a folder that cannot be written
+                self.warnings.append(
+                    f"{self.path}: read without its -wal file, which cannot be opened: {error}"
+                )
+        if "-journal" in journals:
+            self.warnings.append(f"{self.path}: its recorder was interrupted; read as far as that goes")
+        self._cut |= bool(journals)
+        return self._connect("immutable=1")
+
+    def _connect(self, mode: str) -> apsw.Connection:
+        uri = f"file:{quote(os.fsencode(self.path.resolve()))}?{mode}"
+        if self._cut:
+            _register_whole_pages()
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        database = apsw.Connection(uri, flags, vfs=_WholePages.NAME if self._cut else None)
+        database.limit(apsw.SQLITE_LIMIT_LENGTH, MAX_MESSAGE_BYTES)
+        database.execute("PRAGMA cell_size_check = ON")
+        if self._cut:  # SQLite opens no file that lacks pages, unless one is about to mend it
+            database.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+        return database
 
     def _is_cut(self) -> bool:
         """Whether the file has fewer pages than its header says."""
@@ -117,14 +190,16 @@ class SqliteFile:
             header = file.read(100)
         if len(header) < 100:
             raise BagError(f"{self.path}: the file has {self._size} bytes, too few for a database")
-        page = int.from_bytes(header[_PAGE_SIZE_AT : _PAGE_SIZE_AT + 2], "big")
         pages = int.from_bytes(header[_PAGE_COUNT_AT : _PAGE_COUNT_AT + 4], "big")
-        return self._size < pages * (65536 if page == 1 else page)
+        return self._size < pages * _page_bytes(header)
 
     def _read_topics(self) -> dict[int, int]:
         """Read the topics; returns their positions by the database's ids."""
+        tables = self._database.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ('topics', 'messages')"
+        )
         columns = {row[1] for row in self._database.execute("PRAGMA table_info(topics)")}
-        if not columns or not self._database.execute("PRAGMA table_info(messages)").fetchall():
+        if tables.fetchall() != [(2,)] or not columns:
             raise StorageDamage("it has no tables of messages and topics, so rosbag2 did not write it")
         qos = "offered_qos_profiles" if "offered_qos_profiles" in columns else "''"
         ids = {}
@@ -134,17 +209,25 @@ class SqliteFile:
                 raise StorageDamage(f"topic {number} has no name or type")
             if encoding != "cdr":
                 raise StorageDamage(f"{topic} is serialized as {encoding!r}, but only cdr is read")
+            if number in ids:
+                raise StorageDamage(f"topic {number} is there twice")
             ids[number] = len(self.topics)
             self.topics.append(StoredTopic(topic, msgtype, profiles))
         return ids
 
     def _scan(self) -> Iterator[StoredMessage]:
-        last_row = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
-        query = "SELECT rowid, topic_id, timestamp, length(data) FROM messages ORDER BY rowid"
+        newest: Any = 1
+        if not self._cut:  # else it is the row that is missing
+            newest = self._database.execute("SELECT max(rowid) FROM messages").fetchall()[0][0] or 1
+        query = "SELECT rowid, topic_id, timestamp, length(data), typeof(data) FROM messages ORDER BY rowid"
         rows: Iterator[Any] = self._database.execute(query)
-        for row, topic_id, log_ns, size in rows:
-            if topic_id not in self._ids or not isinstance(log_ns, int) or not isinstance(size, int):
+        before, count, digest = None, 0, 0
+        for row, topic_id, log_ns, size, kind in rows:
+            if topic_id not in self._ids or not isinstance(log_ns, int) or kind != "blob":
                 raise StorageDamage(f"row {row} of messages is of no topic, or has no time or no data")
+            if before is not None and row <= before:
+                raise StorageDamage(f"row {row} of messages comes after row {before}")
+            before, count, digest = row, count + 1, digest + (log_ns & 2147483647) + (log_ns >> 31)
             if size > MAX_MESSAGE_BYTES:
                 raise StorageDamage(
                     f"row {row} of messages has {size} bytes; up to {MAX_MESSAGE_BYTES} are read"
@@ -157,8 +240,19 @@ class SqliteFile:
             self.counts[topic] += 1
             first, last = self.span or (log_ns, log_ns)
             self.span = min(first, log_ns), max(last, log_ns)
-            self._passed = self._size * row // max(last_row, row)
+            self._passed = self._size * row // max(newest, row, 1)
             yield StoredMessage(topic, size, log_ns, row, -1, head)
+        if not self._cut and self._has_index():
+            indexed = self._database.execute(f"{_LOG_TIMES} INDEXED BY timestamp_idx").fetchall()
+            if indexed != [(count, digest)]:
+                raise StorageDamage(
+                    f"{count} messages are there, but its index of log times speaks of {indexed[0][0]}, "
+                    "or of other times"
+                )
+
+    def _has_index(self) -> bool:
+        indexes: Iterable[Any] = self._database.execute("PRAGMA index_list(messages)")
+        return any(row[1] == "timestamp_idx" for row in indexes)
 
     def _start(self, row: int, most: int) -> bytes:
         return self._blob(row).read(most)
@@ -175,7 +269,7 @@ class SqliteFile:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (apsw.Error, StorageDamage, UnicodeDecodeError, MemoryError) as error:
+        except (apsw.Error, StorageDamage, ValueError, MemoryError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BagError(
                 f"{self.path}: damaged: {reason}; what can still be read: `sqlite3 {self.path.name} .recover`"

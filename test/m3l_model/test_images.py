@@ -10,9 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from bag_mutations import jpeg_of_size, png_of_size
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3l_model.compressed_images import MAX_PIXELS
 from m3l_model.images import ImageFormatError, is_color, is_depth, to_depth, to_labels, to_rgb
 
 
@@ -203,6 +205,58 @@ def test_an_orientation_tag_does_not_turn_pixels_away_from_their_depth() -> None
     assert viewed.shape == (16, 8, 3)
 
     assert to_rgb(CompressedImage("jpeg", turned)).shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "size", [(60000, 60000), (30000, 30000), (65500, 65500), (8192, 4097), (0, 8), (8, 0)]
+)
+def test_a_header_that_claims_an_absurd_size_allocates_nothing(size: tuple[int, int]) -> None:
+    width, height = size
+    for convert, form, data in (
+        (to_rgb, "png", png_of_size(width, height)),
+        (to_rgb, "rgb8; jpeg compressed bgr8", jpeg_of_size(width, height)),
+        (to_labels, "mono8; png compressed mono8", png_of_size(width, height, 8, 0)),
+        (
+            to_depth,
+            "16UC1; compressedDepth png",
+            struct.pack("<iff", 0, 0.0, 0.0) + png_of_size(width, height, 16, 0),
+        ),
+    ):
+        with pytest.raises(ImageFormatError, match=f"claims {width}x{height} pixels; up to {MAX_PIXELS} are"):
+            convert(CompressedImage(form, data))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tiff", ".webp", ".ppm", ".hdr"])
+def test_other_formats_than_jpeg_and_png_are_refused(suffix: str) -> None:
+    pixels = np.zeros((8, 8, 3), np.float32 if suffix == ".hdr" else np.uint8)
+    data = cv2.imencode(suffix, pixels)[1].tobytes()
+
+    with pytest.raises(ImageFormatError, match="neither JPEG nor PNG"):
+        to_rgb(CompressedImage(suffix, data))
+
+
+def test_a_png_fails_by_any_bit_that_is_wrong() -> None:
+    whole = png(random_pixels((4, 5, 3), np.uint8, seed=2))
+    for at in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[at // 8] ^= 1 << at % 8
+        with pytest.raises(ImageFormatError):
+            to_rgb(CompressedImage("png", bytes(damaged)))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_compressed_image_that_is_cut_off_is_refused(suffix: str) -> None:
+    whole = cv2.imencode(suffix, random_pixels((9, 9, 3), np.uint8, seed=3))[1].tobytes()
+    for size in range(len(whole)):
+        with pytest.raises(ImageFormatError):
+            to_rgb(CompressedImage("jpeg", whole[:size]))
+
+
+def test_a_jpeg_may_be_padded_and_progressive() -> None:
+    pixels = np.full((16, 16, 3), 90, np.uint8)
+    for options in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]):
+        data = cv2.imencode(".jpg", pixels, options)[1].tobytes()
+        assert to_rgb(CompressedImage("jpeg", data + bytes(100))).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("form", ["16UC1; compressedDepth png", "16UC1; compressedDepth", "compressedDepth"])
