@@ -766,7 +766,7 @@ def _messages_state(bag: Path, original: Original) -> tuple[str, str]:
         with BagReader(bag) as reader:
             for raw in reader.raw_messages():
                 key = (raw.topic, raw.log_ns)
-                if original.messages.get(key) != bytes(raw.data):
+                if raw.data != original.messages.get(key):
                     wrong.append(f"message {key} differs")
                 if key in seen:
                     repeated.append(f"message {key} is there twice")

@@ -146,7 +146,9 @@ def test_every_encoding_is_read_from_a_bag(order: str, padding: int, tmp_path: P
         )
         messages.append(StoredMessage(f"/{encoding}", IMAGE, SECOND, data))
         if encoding in DEPTHS:
-            expected[encoding] = rows.view(np.dtype(DEPTHS[encoding]).newbyteorder(">" if order == ">" else "<"))
+            expected[encoding] = rows.view(
+                np.dtype(DEPTHS[encoding]).newbyteorder(">" if order == ">" else "<")
+            )
         else:
             packed = image_cdr(SECOND, HEIGHT, WIDTH, encoding, rows.shape[1], rows.tobytes())
             expected[encoding] = to_rgb(cast("Any", parse_image(IMAGE, packed)))
