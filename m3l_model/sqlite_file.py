@@ -32,7 +32,7 @@ MAGIC = b"SQLite format 3\x00"
 _JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 _PAGE_SIZE_AT, _PAGE_COUNT_AT = 16, 28
 
-_LOG_TIMES = "SELECT count(*), total((timestamp & 2147483647) + (timestamp >> 31)) FROM messages"
+_LOG_TIMES = "SELECT count(*), ifnull(sum((timestamp & 2147483647) + (timestamp >> 31)), 0) FROM messages"
 """How many messages there are, and a digest of their log times."""
 
 
