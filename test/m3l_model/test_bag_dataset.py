@@ -185,7 +185,9 @@ def test_depth_that_is_missing_has_the_kind_of_that_which_is_not(tmp_path: Path)
 def test_a_bag_without_depth_gives_masked_depth(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "colour") as writer:
         writer.write_rgb("/camera/color/image_raw", SECOND, "camera", rgb_image(0))
-    (sample,) = RgbdBagDataset([tmp_path / "colour"])
+    dataset = RgbdBagDataset([tmp_path / "colour"])
+    assert len(dataset) == 1
+    sample = dataset[0]
     assert sample.missing.tolist() == [False, True]
     assert sample.depth.shape == (HEIGHT, WIDTH)
 
