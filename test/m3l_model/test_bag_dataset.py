@@ -323,11 +323,9 @@ def test_a_damaged_frame_is_named_by_its_worker(bags: list[Path], tmp_path: Path
     storage = bag / "hurt.mcap"
     content = bytearray(storage.read_bytes())
     at = content.index(rgb_image(13).tobytes())
-    content[at - 4 : at] = b"\xff" * 4  # how many bytes of pixels follow
+    content[at] ^= 1
     storage.write_bytes(content)
-    with pytest.raises(
-        BagError, match=f"^{bag}: /camera/color/image_raw at {23 * SECOND // 10}: its data claims"
-    ):
+    with pytest.raises(BagError, match=rf"^{storage}: damaged at byte \d+, .*fails its checksum"):
         list(batches(dataset, 1, [[12, 13]]))
 
 
