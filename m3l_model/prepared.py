@@ -153,7 +153,9 @@ class _Attention:
         self.q = _Linear.of(attn.q.weight, attn.q.bias, dtype)
         self.sr = None if attn.sr is None else _Conv.of(attn.sr, dtype)
         self.norm = None if attn.sr is None else _Norm(attn.norm, dtype)
-        kv_weight, kv_bias, proj = attn.kv.weight, attn.kv.bias, attn.proj
+        kv_weight: Tensor = attn.kv.weight
+        kv_bias: Tensor = attn.kv.bias
+        proj = attn.proj
         self.proj: _Linear | None = None
         if self.heads == 1:  # softmax rows sum to 1, so that bias and projection may come before it
             k_weight, v_weight = kv_weight.chunk(2)
@@ -209,9 +211,7 @@ class _Mlp:
         """Do rows ``first`` to ``last``; the convolution looks one row beyond them."""
         top = max(first - 1, 0)
         rows = x_HWC[None, top : last + 1]
-        normed = functional.layer_norm(
-            rows, rows.shape[-1:], *self.norm2.of(modality), self.norm2.eps
-        )
+        normed = functional.layer_norm(rows, rows.shape[-1:], *self.norm2.of(modality), self.norm2.eps)
         y = self._hidden(normed, first - top, last - top)
         torch.add(x_HWC[first:last], y[0], out=out_HWC[first:last])
 
@@ -264,7 +264,9 @@ class _Encoder:
         ]
         self.mask_token = encoder.mask_token.detach().to(dtype)
         # The attention of tokens that are all the same is the same for every token, whatever the image's size.
-        reduction = 1 if self.first.blocks[0].attention.sr is None else self.first.blocks[0].attention.sr.stride
+        reduction = (
+            1 if self.first.blocks[0].attention.sr is None else self.first.blocks[0].attention.sr.stride
+        )
         tokens = self.mask_token.expand(1, 1, reduction, reduction, -1)
         self.masked_attention = [
             self.first.blocks[0].attention(tokens.contiguous(), slice(m, m + 1))[0, 0, 0, 0]
@@ -364,15 +366,18 @@ class _Decoder:
         height, width = largest.shape[1:3]
         channels = len(self.classifier.weight)
         wide = [
-            [self._widen(projection(x[m : m + 1]), width) for projection, x in zip(
-                self.projections[m][1:], maps_MHWC[1:], strict=True
-            )]
+            [
+                self._widen(projection(x[m : m + 1]), width)
+                for projection, x in zip(self.projections[m][1:], maps_MHWC[1:], strict=True)
+            ]
             for m in range(len(MODALITIES))
         ]
         logits = largest.new_empty(height, width, channels)
         row_bytes = width * self.classifier.weight.shape[1] * largest.element_size()
         for first, last in _bands(height, row_bytes):
-            merged = [self._band(largest[m : m + 1, first:last], m, wide[m], first, last, height) for m in (0, 1)]
+            merged = [
+                self._band(largest[m : m + 1, first:last], m, wide[m], first, last, height) for m in (0, 1)
+            ]
             hidden = merged[0].add_(merged[1]).view(1, last - first, width, -1)
             logits[first:last] = self.classifier(hidden)[0]
         return logits
