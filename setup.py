@@ -27,6 +27,7 @@ ROS = [  # the release Jazzy; on a robot apt's own take the place of these
     "ros-std-msgs==5.3.6",
 ]
 IMAGES = ["opencv-python-headless>=4.8", "rosbags>=0.11", "rosbags-image>=0.10"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 TEST = ["hypothesis", "pytest>=7.4"]
 
 setup(
@@ -50,9 +51,11 @@ setup(
     extras_require={
         "ros": ROS + IMAGES,
         "train": [*IMAGES, "Jinja2", "matplotlib>=3.6", "tqdm"],
+        "onnx": ONNX,
         "test": TEST,
         "dev": [
             *TEST,
+            *ONNX,
             "colcon-core",
             "colcon-ros",
             "mypy",
@@ -67,8 +70,10 @@ setup(
             "segmentation_node = m3l_ros.segmentation_node:main",
         ],
         "m3l.commands": [
+            "bench = m3l_model.commands.bench",
             "demo = m3l_ros.commands.demo",
             "eval = m3l_model.commands.eval",
+            "export = m3l_model.commands.export",
             "import-images = m3l_model.commands.import_images",
             "node = m3l_ros.commands.node",
             "replay = m3l_ros.commands.replay",
