@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw images to the network's size by tensor operations: on a GPU, and inside an exported model.
 
-They do what ``preprocessing`` does with NumPy and OpenCV; resized colour may differ by one grey level of 256.
+They do what ``preprocessing`` does with NumPy and OpenCV; resized colour may differ by one grey level of 256, and
+depth by the pixel taken where two are equally near.
 """
 
 from __future__ import annotations
@@ -66,6 +67,4 @@ def _linear_weights(source: int, target: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _nearest(source: int, target: int, device: torch.device) -> Tensor:
-    step = ((source << 16) + target // 2) // target  # OpenCV's arithmetic, which decides what lies on an edge
-    centres = torch.arange(target) * step + step // 2 - source % 2
-    return (centres >> 16).clamp(max=source - 1).to(device)
+    return ((2 * torch.arange(target) + 1) * source // (2 * target)).to(device)

@@ -13,7 +13,8 @@ from m3l_model.predictor import Predictor
 from m3l_model.segmenter import LinearFusionSegmenter
 
 _ANY_SIZE = (240, 320)
-_LEAST_AGREEMENT = 0.999
+_LEAST_AGREEMENT = 0.99
+"""Random images are the hardest case, and a file that scales them itself may round a grey level otherwise."""
 
 
 class OnnxCheck(NamedTuple):
@@ -32,7 +33,7 @@ def check_onnx(path: Path, model: LinearFusionSegmenter, size: tuple[int, int] |
         size: the images' (H, W) where the file has one.
 
     Raises:
-        M3LError: fewer than 99.9 % of the pixels agree.
+        M3LError: fewer than 99 % of the pixels agree.
     """
     plain = Predictor(model, "cpu", "fp32")
     exported = Predictor.from_checkpoint(path, "cpu")

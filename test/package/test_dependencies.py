@@ -21,7 +21,7 @@ ROSDEP_KEYS = {
     "tqdm": "python3-tqdm",
     "yaml": "python3-yaml",
 }
-IN_NO_APT_ARCHIVE = {"rosbags", "safetensors", "torch"}
+IN_NO_APT_ARCHIVE = {"onnxruntime", "rosbags", "safetensors", "torch"}
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
 ON_A_ROBOT_ONLY = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "vision_msgs"}
 
