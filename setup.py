@@ -34,6 +34,7 @@ IMAGES = [
     "backports-zstd; python_version < '3.14'",
     "lz4",
 ]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 TEST = ["hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4"]
 
 setup(
@@ -57,9 +58,11 @@ setup(
     extras_require={
         "ros": ROS + IMAGES,
         "train": [*IMAGES, "Jinja2", "matplotlib>=3.6", "Pillow>=9.0", "tqdm"],
+        "onnx": ONNX,
         "test": TEST,
         "dev": [
             *TEST,
+            *ONNX,
             "colcon-core",
             "colcon-ros",
             "mypy",
@@ -74,8 +77,10 @@ setup(
             "segmentation_node = m3l_ros.segmentation_node:main",
         ],
         "m3l.commands": [
+            "bench = m3l_model.commands.bench",
             "demo = m3l_ros.commands.demo",
             "eval = m3l_model.commands.eval",
+            "export = m3l_model.commands.export",
             "frames = m3l_model.commands.frames",
             "import-images = m3l_model.commands.import_images",
             "info = m3l_model.commands.info",

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
+_SPINS = "20000"
+"""Rounds of GNU OpenMP's waiting loop, a few tenths of a millisecond: longer than between two operators of a frame."""
+
 
 def share_cores(environ: MutableMapping[str, str]) -> None:
-    """Have OpenMP's threads sleep while they wait, unless the user has said how they should.
+    """Have OpenMP's threads sleep when they have waited for a moment, unless the user has said how they should wait.
 
-    By default they spin, which takes the cores from every other process, a camera driver for one, and makes torch
-    itself many times slower as soon as those want the cores too. A program calls this before anything imports torch.
+    By default they spin for long, which takes the cores from every other process, a camera driver for one, and makes
+    torch itself many times slower as soon as those want the cores too. Threads that sleep at once must be woken at each
+    of the hundreds of operators of a frame. A program calls this before anything imports torch.
 
     Args:
         environ: the process's environment.
     """
+    if "OMP_WAIT_POLICY" not in environ:
+        environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

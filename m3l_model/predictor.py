@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from m3l_model.checkpoint import load_checkpoint
+from m3l_model.checkpoint import Metadata, load_checkpoint
+from m3l_model.engine import CpuEngine, Engine, Request, Result
 from m3l_model.errors import M3LError
 from m3l_model.labels import LabelSet
-from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, to_metres
-from m3l_model.segmenter import LinearFusionSegmenter, upsample
+from m3l_model.preprocessing import Preprocessing, has_reading
+from m3l_model.segmenter import LinearFusionSegmenter
 
+_CPU_INFO = Path("/proc/cpuinfo")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,34 +41,72 @@ class Predictor:
     """A model ready for inference on one device.
 
     Args:
-        model: the network, with metadata.
+        model: the network, with metadata. It is rearranged at once: what is trained further must be prepared anew.
         device: ``auto`` (the GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``...
-        precision: ``auto`` (bf16 on a GPU that has it, fp16 on another, fp32 on the CPU), ``fp32``, ``bf16``, ``fp16``.
+        precision: ``auto`` (the GPU: bf16 where it has it, else fp16; the CPU: bf16 where its vector or matrix unit
+            computes with it, else fp32), ``fp32``, ``bf16``, ``fp16``.
+        threads: of the CPU; 0 leaves it to torch.
+        compile: let torch.compile fuse the network's operators on a GPU; it takes minutes at the first frame.
 
     Raises:
         M3LError: no such device or precision.
         ValueError: the model has no metadata.
     """
 
-    def __init__(self, model: LinearFusionSegmenter, device: str = "auto", precision: str = "auto") -> None:
-        if model.metadata is None:
+    def __init__(
+        self,
+        model: LinearFusionSegmenter,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+        compile: bool = False,
+    ) -> None:
+        metadata = model.metadata
+        if metadata is None:
             raise ValueError("the model has no metadata; set model.metadata or load it with load_checkpoint")
-        self.device = choose_device(device)
-        self.precision = _choose_precision(precision, self.device)
-        self.labels: LabelSet = model.metadata.labels
-        self.preprocessing: Preprocessing = model.metadata.preprocessing
-        self._model = model.to(self.device).eval()
+        chosen = choose_device(device)
+        dtype = _choose_precision(precision, chosen)
+        _set_threads(threads)
+        model = model.to(chosen).eval()
+        engine: Engine
+        if chosen.type == "cuda":
+            from m3l_model.cuda_engine import CudaEngine
+
+            engine = CudaEngine(model, metadata.preprocessing, dtype, compile)
+        else:
+            engine = CpuEngine(model, metadata.preprocessing, dtype)
+        self._set(engine, metadata)
+
+    def _set(self, engine: Engine, metadata: Metadata) -> None:
+        self._engine = engine
+        self.device = engine.device
+        self.precision = engine.precision
+        self.labels: LabelSet = metadata.labels
+        self.preprocessing: Preprocessing = metadata.preprocessing
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
-        """Load a checkpoint (ours or the reference implementation's) for inference.
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+        compile: bool = False,
+    ) -> Predictor:
+        """Load a checkpoint (ours or the reference implementation's) or an ONNX file of ours for inference.
 
         Raises:
-            M3LError: the checkpoint cannot be read, or there is no such device or precision.
+            M3LError: the file cannot be read, or there is no such device or precision.
         """
-        return cls(load_checkpoint(path), device, precision)
+        if Path(path).suffix != ".onnx":
+            return cls(load_checkpoint(path), device, precision, threads, compile)
+        from m3l_model.onnx_engine import OnnxEngine
 
-    @torch.inference_mode()
+        engine, metadata = OnnxEngine.open(Path(path), device, threads)
+        predictor = cls.__new__(cls)
+        predictor._set(engine, metadata)
+        return predictor
+
     def predict(
         self,
         rgb: npt.NDArray[np.uint8] | None,
@@ -83,32 +125,37 @@ class Predictor:
         Raises:
             ValueError: both images are missing, or one has the wrong type or shape.
         """
-        metres = None if depth is None else to_metres(depth)
-        if metres is not None and not metres.any():
-            metres = None
-        shape = _image_shape(rgb, depth)
-        size = self.preprocessing.input_size(*shape)
-        rgb_hw3 = np.zeros((*size, 3), np.uint8) if rgb is None else resize_rgb(rgb, size)
-        metres_hw = np.zeros(size, np.float32) if metres is None else resize_nearest(metres, size)
-        missing = torch.tensor([[rgb is None, metres is None]])
-        if missing.all():
-            raise ValueError("neither colour nor a single valid depth reading; there is nothing to segment")
+        return self.submit(rgb, depth, with_confidence).result()
 
-        inputs = self.preprocessing.encode(
-            torch.from_numpy(np.require(rgb_hw3, requirements=["C", "W"]))[None].to(self.device),
-            torch.from_numpy(np.require(metres_hw, requirements=["C", "W"]))[None].to(self.device),
-        )
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self._model.quarter_logits(inputs.rgb, inputs.depth, missing, inputs.depth_valid).fused
-        full = upsample(logits.float(), shape)[0]
-        confidence = None
-        if with_confidence:
-            best, labels = full.softmax(0).max(0)
-            confidence = best.cpu().numpy()
-        else:
-            labels = full.argmax(0)
-        used = tuple(name for name, image in (("rgb", rgb), ("depth", metres)) if image is not None)
-        return Prediction(labels.to(torch.uint8).cpu().numpy(), confidence, used)
+    def submit(
+        self,
+        rgb: npt.NDArray[np.uint8] | None,
+        depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32] | None,
+        with_confidence: bool = True,
+    ) -> PendingPrediction:
+        """Start on a frame as ``predict`` does, and do not wait for it: a GPU takes the next while it has one in hand.
+
+        At most two frames are in flight; a third waits for the first. The images may be overwritten at once.
+        """
+        if depth is not None and not has_reading(depth):
+            depth = None
+        shape = _image_shape(rgb, depth)
+        used = tuple(name for name, image in (("rgb", rgb), ("depth", depth)) if image is not None)
+        if not used:
+            raise ValueError("neither colour nor a single valid depth reading; there is nothing to segment")
+        return PendingPrediction(self._engine.submit(Request(rgb, depth, shape, with_confidence)), used)
+
+
+class PendingPrediction:
+    """A frame that was handed to the device."""
+
+    def __init__(self, wait: Callable[[], Result], used: tuple[str, ...]) -> None:
+        self._wait = wait
+        self._used = used
+
+    def result(self) -> Prediction:
+        """Wait for the frame; to be called once."""
+        return Prediction(*self._wait(), self._used)
 
 
 def choose_device(name: str) -> torch.device:
@@ -148,8 +195,24 @@ def _image_shape(
 def _choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cpu":
-            return torch.float32
+            return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if name not in PRECISIONS:
         raise M3LError(f"precision {name!r} is unknown; choose auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
+
+
+def _cpu_computes_bf16() -> bool:
+    """Tell whether the processor multiplies bf16 itself: only then is it faster than fp32."""
+    try:
+        flags = set(re.findall(r"\w+", _CPU_INFO.read_text()))
+    except OSError:
+        return False
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def _set_threads(threads: int) -> None:
+    if threads < 0:
+        raise M3LError(f"threads is {threads}; choose 0 (torch's choice) or more")
+    if threads:
+        torch.set_num_threads(threads)

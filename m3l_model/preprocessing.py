@@ -7,6 +7,7 @@ Two steps: ``resize`` (NumPy, one frame: to the network's size, depth to metres 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -82,8 +83,7 @@ class Preprocessing:
             rgb_BHW3: uint8 or float in 0..255.
             depth_m_BHW: float32 metres, 0 where there is no reading.
         """
-        mean = torch.tensor(RGB_MEAN, device=rgb_BHW3.device)
-        std = torch.tensor(RGB_STD, device=rgb_BHW3.device)
+        mean, std = _colour_statistics(rgb_BHW3.device)
         rgb = ((rgb_BHW3.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         valid = (depth_m_BHW > 0)[:, None]
         encoded = (
@@ -105,6 +105,13 @@ class Preprocessing:
         low = depth_m_BHW.amin((1, 2), keepdim=True)
         span = depth_m_BHW.amax((1, 2), keepdim=True) - low
         return torch.where(span > 0, (depth_m_BHW - low) / span, 0.0)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _colour_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give mean and deviation once a device: a CUDA graph cannot take them from the host."""
+    return torch.tensor(RGB_MEAN, device=device), torch.tensor(RGB_STD, device=device)
 
 
 def to_metres(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -129,6 +136,15 @@ def to_metres(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> npt.ND
     metres: npt.NDArray[np.float32] = np.zeros(depth.shape, np.float32)
     np.multiply(depth, np.float32(scale), out=metres, where=valid)
     return metres
+
+
+def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
+    """Tell whether a depth image, as ``to_metres`` takes it, has anything but holes; most tell by a few pixels.
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    return bool(to_metres(depth[::16, ::16]).any() or to_metres(depth).any())
 
 
 def resize_rgb(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class LinearFusionSegmenter(nn.Module):
     ) -> SegmenterOutput:
         """Do as ``forward`` does, but leave the logits at a quarter of the input size, (B, C, ceil(H/4), ceil(W/4))."""
         _check_inputs(rgb, depth, missing, depth_valid)
-        masked = _masked_tokens(rgb, missing, depth_valid)
+        masked = masked_tokens(rgb, missing, depth_valid)
         images = torch.stack((rgb, depth))
         if missing is not None:  # its tokens are replaced; this keeps a NaN in it out of the gradients too
             images = images.masked_fill(missing.to(rgb.device).T[:, :, None, None, None], 0)
@@ -129,8 +129,17 @@ def _check_inputs(rgb: Tensor, depth: Tensor, missing: Tensor | None, depth_vali
         raise ValueError("missing marks both modalities of a sample; at least one must be present")
 
 
-def _masked_tokens(rgb: Tensor, missing: Tensor | None, depth_valid: Tensor | None) -> Tensor:
-    """Say which stage-1 tokens the mask token replaces: (2, B, N or 1, 1) bool."""
+def masked_tokens(rgb: Tensor, missing: Tensor | None, depth_valid: Tensor | None) -> Tensor:
+    """Say which stage-1 tokens the mask token replaces.
+
+    Args:
+        rgb: the colour input, (B, 3, H, W): its size, type and device count.
+        missing: (B, 2) bool as for ``LinearFusionSegmenter``.
+        depth_valid: (B, 1, H, W) bool as for ``LinearFusionSegmenter``.
+
+    Returns:
+        (2, B, N, 1) bool with N the stage-1 tokens, or 1 where all are alike.
+    """
     if missing is None:
         missing = torch.zeros(rgb.shape[0], len(MODALITIES), dtype=torch.bool, device=rgb.device)
     masked = missing.to(rgb.device).T[:, :, None, None]

@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
+
 from m3l_model.openmp import share_cores
 
 
-def test_threads_sleep_unless_the_user_says_otherwise() -> None:
+def test_threads_wait_for_a_moment_and_then_sleep() -> None:
     unset: dict[str, str] = {}
     share_cores(unset)
-    assert unset == {"OMP_WAIT_POLICY": "PASSIVE"}
-    chosen = {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert unset == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "0"}, {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "PASSIVE"}),
+    ],
+)
+def test_what_the_user_says_stands(chosen: dict[str, str], expected: dict[str, str]) -> None:
     share_cores(chosen)
-    assert chosen == {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert chosen == expected

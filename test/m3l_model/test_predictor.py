@@ -24,7 +24,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predictor(checkpoint: Path) -> Predictor:
-    return Predictor.from_checkpoint(checkpoint, device="cpu")
+    return Predictor.from_checkpoint(checkpoint, device="cpu", precision="fp32")
 
 
 @pytest.fixture

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure everything about inference on a GPU in one call.
+
+    python bench/inference_gpu.py --reference PATH_TO_M3L_CLONE --checkpoint FILE --bag NYU_VAL --out gpu_bench
+
+It measures the card's matrix rate and bandwidth, the time of a graph's replay against the floor these set, the
+latency against the reference and transformers, the labels against the CPU's in float32, and how cost grows. What an
+option was not given for, or a package is missing for, is left out, saying so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from m3l_model.bench import count_gflop, random_frame
+from m3l_model.checkpoint import Metadata
+from m3l_model.cuda_engine import CudaEngine
+from m3l_model.engine import Request
+from m3l_model.labels import LabelSet
+from m3l_model.preprocessing import Preprocessing
+from m3l_model.segmenter import LinearFusionSegmenter
+
+BENCH = Path(__file__).resolve().parent
+SIZE = (480, 640)
+CLASSES = 13
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main() -> int:
+    """Run all parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--reference", type=Path, help="clone of harshm121/M3L, see inference_baselines.py")
+    parser.add_argument("--checkpoint", type=Path, help="trained model for the comparison of labels")
+    parser.add_argument("--bag", type=Path, help="labelled frames for it")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the plot and the profiles")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(
+            f"torch {torch.__version__} sees no GPU; run this on a machine with one and a CUDA build of torch"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
+    floors(args.out)
+    baselines = ["--device", "cuda", "--out", str(args.out / "baselines.json"), "--rounds", "31"]
+    if args.reference:
+        baselines += ["--reference", str(args.reference)]
+    _script("inference_baselines.py", *baselines)
+    if args.checkpoint and args.bag:
+        labels = ["--checkpoint", str(args.checkpoint), "--bag", str(args.bag), "--device", "cuda"]
+        _script("inference_labels.py", *labels, "--precision", "fp32", "fp16", "bf16")
+    else:
+        print("no --checkpoint and --bag: labels are not compared")
+    growth = ["--device", "cuda", "--backbones", "mit_b0", "mit_b2", "--precision", "fp16", "bf16"]
+    _script("inference_growth.py", *growth, "--frames", "20", "--out", str(args.out / "growth.png"))
+    return 0
+
+
+def _script(name: str, *arguments: str) -> None:
+    print(f"\n== {name}", flush=True)
+    subprocess.run([sys.executable, str(BENCH / name), *arguments], check=False)
+
+
+@torch.inference_mode()
+def floors(out: Path) -> None:
+    """Print the replay of each network's graph beside the floor, and write a profile of each."""
+    bandwidth = measured_bandwidth()
+    print(f"bandwidth {bandwidth / 1e9:.0f} GB/s")
+    for name, dtype in PRECISIONS.items():
+        rate = measured_matrix_rate(dtype)
+        print(f"\nmatrix rate in {name}: {rate / 1e12:.1f} TFLOP/s")
+        for backbone in ("mit_b0", "mit_b2"):
+            model = LinearFusionSegmenter(backbone, CLASSES).cuda().eval()
+            model.metadata = Metadata(LabelSet.generic(CLASSES), Preprocessing())
+            engine = CudaEngine(model, model.metadata.preprocessing, dtype)
+            rgb, depth = random_frame(SIZE)
+            request = Request(rgb, depth, SIZE, False)
+            whole = median_ms(lambda e=engine, r=request: e.submit(r)())  # type: ignore[misc]
+            program = engine._program(request)
+            replay = event_ms(program.run)
+            with _Traffic() as traffic:
+                engine._eager(program.inputs, engine._shapes(request))
+            compute = 1e3 * count_gflop(backbone, CLASSES, SIZE) * 1e9 / rate
+            memory = 1e3 * traffic.bytes / bandwidth
+            captured = "graph" if program._graph is not None else "NO graph, eager"
+            print(
+                f"{backbone} {name}: frame {whole:.2f} ms, {captured} {replay:.2f} ms; floor {compute:.2f} ms of "
+                f"arithmetic and {memory:.2f} ms of traffic (operators unfused); "
+                f"{replay / max(compute, memory):.1f} times the larger"
+            )
+            with torch.profiler.profile() as profile:
+                engine._eager(program.inputs, engine._shapes(request))
+                torch.cuda.synchronize()
+            table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
+            (out / f"profile_{backbone}_{name}.txt").write_text(table)
+
+
+def measured_matrix_rate(dtype: torch.dtype) -> float:
+    """Multiplications and additions a second of a large square product."""
+    side = 8192
+    a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * side**3 / (event_ms(lambda: a @ b) / 1e3)
+
+
+def measured_bandwidth() -> float:
+    """Bytes a second of a large copy, read and written."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (event_ms(lambda: target.copy_(source)) / 1e3)
+
+
+def event_ms(call: Callable[[], Any], count: int = 30) -> float:
+    """Median time of a call on the device."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def median_ms(call: Callable[[], Any], count: int = 30) -> float:
+    """Median time of a call on the host, from images to labels."""
+    from m3l_model.bench import time_calls
+
+    return 1e3 * statistics.median(time_calls(call, count))
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts the bytes that operators read and write, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False):
+            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+        return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

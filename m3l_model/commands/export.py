@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``m3l export``: write a model as an ONNX file and check it against torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write a model as an ONNX file"
+
+_EPILOG = """\
+The file takes rgb (B, H, W, 3) uint8, depth (B, H, W) float32 metres with 0 for holes, and missing (B, 2) bool, and
+gives labels (B, H, W) uint8. With --size it scales the images to the network's size itself; without, it takes any
+number of images of any size from 32x32, scaled before where the model has a short_side.
+Predictor.from_checkpoint, and so every command, takes the .onnx file in place of a checkpoint.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, *.onnx")
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="default: %(default)s")
+    parser.add_argument("--size", type=image_size, metavar="HxW", help="fix the images' size, as in 480x640")
+    parser.add_argument("--logits", action="store_true", help="give logits too, which confidence needs")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Read a size such as 480x640, height first."""
+    try:
+        height, width = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 480x640 (height x width)") from None
+    return height, width
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, run the file on random images and say how far it is from torch."""
+    from m3l_model.checkpoint import load_checkpoint
+    from m3l_model.errors import M3LError
+    from m3l_model.onnx_check import check_onnx
+    from m3l_model.onnx_export import export_onnx
+
+    if args.out.suffix != ".onnx":
+        raise M3LError(f"{args.out}: the name of an ONNX file ends in .onnx")
+    model = load_checkpoint(args.checkpoint)
+    export_onnx(model, args.out, args.size, args.logits)
+    check = check_onnx(args.out, model, args.size)
+    print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"against torch on {check.frames} random frames: labels equal on {100 * check.agreement:.3f} % of pixels"
+    )
+    return 0

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network on a GPU: raw images go over once, everything else is one CUDA graph, and two frames are in flight.
+
+Where a step is not to be had (a graph that cannot be captured, a compiler that fails), the reason is logged and the
+same network runs without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from m3l_model import device_images
+from m3l_model.engine import Request, Result, segment
+from m3l_model.labelling import Labels
+from m3l_model.prepared import PreparedSegmenter
+from m3l_model.preprocessing import Preprocessing
+from m3l_model.segmenter import LinearFusionSegmenter
+
+_logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 2
+_SHAPES_KEPT = 4
+
+
+class _Shapes(NamedTuple):
+    """What a graph is captured for."""
+
+    rgb: tuple[int, ...]
+    depth: tuple[int, ...]
+    depth_type: torch.dtype
+    size: tuple[int, int]
+    with_confidence: bool
+
+
+@dataclass
+class _Buffers:
+    """Raw images and flags, in pinned memory or on the device."""
+
+    rgb: Tensor
+    depth: Tensor
+    missing: Tensor
+
+    @classmethod
+    def empty(cls, shapes: _Shapes, device: torch.device) -> _Buffers:
+        def new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=device.type == "cpu")
+
+        return cls(
+            new((1, *shapes.rgb), torch.uint8),
+            new((1, *shapes.depth), shapes.depth_type),
+            new((1, 2), torch.bool),
+        )
+
+    def copy_from(self, other: _Buffers) -> None:
+        self.rgb.copy_(other.rgb, non_blocking=True)
+        self.depth.copy_(other.depth, non_blocking=True)
+        self.missing.copy_(other.missing, non_blocking=True)
+
+
+class CudaEngine:
+    """The prepared network on a GPU.
+
+    Args:
+        model: the network, in eval mode, on the GPU.
+        preprocessing: what it expects.
+        precision: of weights and activations.
+        compile: have torch.compile fuse its operators first.
+    """
+
+    def __init__(
+        self,
+        model: LinearFusionSegmenter,
+        preprocessing: Preprocessing,
+        precision: torch.dtype,
+        compile: bool = False,
+    ) -> None:
+        self.device = model.alpha.device
+        self.precision = precision
+        self._preprocessing = preprocessing
+        self._network = PreparedSegmenter(model, precision)
+        self._body: Callable[[_Buffers, _Shapes], Labels] = self._eager
+        if compile:
+            self._body = self._compiled
+        self._compiled_eager = torch.compile(self._eager, dynamic=False) if compile else self._eager
+        self._programs: OrderedDict[_Shapes, _Program] = OrderedDict()
+        self._upload = torch.cuda.Stream(self.device)
+        self._compute = torch.cuda.Stream(self.device)
+        self._in_flight: deque[_Frame] = deque()
+
+    @torch.inference_mode()
+    def submit(self, request: Request) -> Callable[[], Result]:
+        program = self._program(request)
+        if len(self._in_flight) == IN_FLIGHT:
+            self._in_flight.popleft().result()
+        slot = program.next_slot()
+        slot.fill(request)
+        with torch.cuda.stream(self._upload):
+            self._upload.wait_event(slot.read)
+            slot.device.copy_from(slot.host)
+        self._compute.wait_stream(self._upload)
+        with torch.cuda.stream(self._compute):
+            program.inputs.copy_from(slot.device)
+            slot.read.record()
+            outputs = program.run()
+            slot.take(outputs)
+            slot.done.record()
+        self._in_flight.append(_Frame(slot))
+        return self._in_flight[-1].result
+
+    def _program(self, request: Request) -> _Program:
+        """Find or make what runs frames of this shape; the least recently used gives way."""
+        shapes = self._shapes(request)
+        if shapes in self._programs:
+            self._programs.move_to_end(shapes)
+            return self._programs[shapes]
+        while self._in_flight:  # nothing may run beside a capture, nor in memory that is given up
+            self._in_flight.popleft().result()
+        if len(self._programs) == _SHAPES_KEPT:
+            self._programs.popitem(last=False)
+        self._programs[shapes] = _Program(shapes, self.device, self._compute, self._body)
+        return self._programs[shapes]
+
+    def _shapes(self, request: Request) -> _Shapes:
+        """Give the shapes of a frame; a missing image takes those of the latest frame that had it, else the labels'."""
+        known = next(
+            (shapes for shapes in reversed(self._programs) if shapes.size == request.size),
+            _Shapes((*request.size, 3), request.size, torch.int16, request.size, False),
+        )
+        depth, depth_type = known.depth, known.depth_type
+        if request.depth is not None:
+            depth = request.depth.shape
+            depth_type = torch.int16 if request.depth.dtype == np.uint16 else torch.float32
+        return _Shapes((*request.size, 3), depth, depth_type, request.size, request.with_confidence)
+
+    def _eager(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
+        size = self._preprocessing.input_size(*shapes.size)
+        return segment(
+            self._network,
+            self._preprocessing,
+            device_images.resize_rgb(inputs.rgb, size),
+            device_images.resize_nearest(device_images.metres(inputs.depth), size),
+            inputs.missing,
+            shapes.size,
+            shapes.with_confidence,
+        )
+
+    def _compiled(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
+        try:
+            return self._compiled_eager(inputs, shapes)
+        except Exception as error:  # the compiler's errors are of many kinds
+            _logger.warning("torch.compile failed, going on without it: %s", _line(error))
+            self._body = self._compiled_eager = self._eager
+            return self._eager(inputs, shapes)
+
+
+class _Program:
+    """The network for frames of one shape, as a CUDA graph where it can be captured."""
+
+    def __init__(
+        self,
+        shapes: _Shapes,
+        device: torch.device,
+        stream: torch.cuda.Stream,
+        body: Callable[[_Buffers, _Shapes], Labels],
+    ) -> None:
+        self.inputs = _Buffers.empty(shapes, device)
+        self._shapes = shapes
+        self._body = body
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._outputs: Labels | None = None
+        self._slots = deque(_Slot(shapes, device) for _ in range(IN_FLIGHT))
+        self._capture(stream)
+
+    def _capture(self, stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
+                self._body(self.inputs, self._shapes)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                self._outputs = self._body(self.inputs, self._shapes)
+        except RuntimeError as error:
+            _logger.warning("no CUDA graph of %s, going on without: %s", self._shapes.size, _line(error))
+            return
+        self._graph = graph
+
+    def run(self) -> Labels:
+        """Label what is in ``inputs``; what is returned holds until the next call."""
+        if self._graph is None or self._outputs is None:
+            return self._body(self.inputs, self._shapes)
+        self._graph.replay()
+        return self._outputs
+
+    def next_slot(self) -> _Slot:
+        self._slots.rotate()
+        return self._slots[0]
+
+
+class _Slot:
+    """Host and device memory of one frame in flight."""
+
+    def __init__(self, shapes: _Shapes, device: torch.device) -> None:
+        self.host = _Buffers.empty(shapes, torch.device("cpu"))
+        self.device = _Buffers.empty(shapes, device)
+        self.read = torch.cuda.Event()
+        self.done = torch.cuda.Event(blocking=True)
+        self._labels = torch.empty(shapes.size, dtype=torch.uint8, pin_memory=True)
+        self._confidence = torch.empty(shapes.size, pin_memory=True) if shapes.with_confidence else None
+
+    def fill(self, request: Request) -> None:
+        """Copy a frame to pinned memory; the images are the caller's again."""
+        self.host.missing[0] = torch.tensor([request.rgb is None, request.depth is None])
+        if request.rgb is not None:
+            _copy(request.rgb, self.host.rgb)
+        if request.depth is not None:
+            depth = request.depth.view(np.int16) if request.depth.dtype == np.uint16 else request.depth
+            _copy(depth, self.host.depth)
+
+    def take(self, outputs: Labels) -> None:
+        """Have the results copied to pinned memory."""
+        self._labels.copy_(outputs.labels[0], non_blocking=True)
+        if self._confidence is not None and outputs.confidence is not None:
+            self._confidence.copy_(outputs.confidence[0], non_blocking=True)
+
+    def result(self) -> Result:
+        self.done.synchronize()
+        confidence = None if self._confidence is None else self._confidence.numpy().copy()
+        return Result(self._labels.numpy().copy(), confidence)
+
+
+class _Frame:
+    """A frame in flight; its result is kept once it was waited for, since its slot then serves another."""
+
+    def __init__(self, slot: _Slot) -> None:
+        self._slot: _Slot | None = slot
+        self._result: Result | None = None
+
+    def result(self) -> Result:
+        if self._slot is not None:
+            self._result, self._slot = self._slot.result(), None
+        assert self._result is not None
+        return self._result
+
+
+def _copy(image: npt.NDArray[np.generic], pinned_1: Tensor) -> None:
+    np.copyto(pinned_1[0].numpy(), image)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare an exported file with the network it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from m3l_model.errors import M3LError
+from m3l_model.predictor import Predictor
+from m3l_model.segmenter import LinearFusionSegmenter
+
+_ANY_SIZE = (240, 320)
+_LEAST_AGREEMENT = 0.99
+"""Random images are the hardest case, and a file that scales them itself may round a grey level otherwise."""
+
+
+class OnnxCheck(NamedTuple):
+    """Frames compared, and the share of their pixels that got the same label."""
+
+    frames: int
+    agreement: float
+
+
+def check_onnx(path: Path, model: LinearFusionSegmenter, size: tuple[int, int] | None) -> OnnxCheck:
+    """Segment random images by both, whole and with either modality missing.
+
+    Args:
+        path: the file.
+        model: the network, with metadata.
+        size: the images' (H, W) where the file has one.
+
+    Raises:
+        M3LError: fewer than 99 % of the pixels agree.
+    """
+    plain = Predictor(model, "cpu", "fp32")
+    exported = Predictor.from_checkpoint(path, "cpu")
+    height, width = size or _ANY_SIZE
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (height, width, 3), np.uint8)
+    depth = rng.integers(0, 9000, (height, width), np.uint16)
+    frames = [(rgb, depth), (rgb, None), (None, depth)]
+    equal = [
+        exported.predict(*frame, with_confidence=False).labels
+        == plain.predict(*frame, with_confidence=False).labels
+        for frame in frames
+    ]
+    agreement = float(np.mean(equal))
+    if agreement < _LEAST_AGREEMENT:
+        raise M3LError(
+            f"{path}: only {100 * agreement:.1f} % of labels are torch's; the file is not to be used"
+        )
+    return OnnxCheck(len(frames), agreement)

@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Linear Fusion network rearranged for inference: the same function of the same weights, in fewer and larger steps.
+
+Shape suffixes as in mit.py, and P the modalities that are present. Images and tokens are (..., H, W, C) throughout,
+which is channels-last for a convolution and a token matrix for a product, so that nothing changes its layout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from m3l_model.mit import MODALITIES, Block, MixMlp, MixTransformer, ModalityLayerNorm, Stage
+from m3l_model.segmenter import LinearFusionSegmenter, masked_tokens
+
+_CPU_SCRATCH = 6 << 20
+"""Bytes of a CPU temporary: half of what is fast on processors with 1 to 2 MB of L2 a core and some L3 beside it."""
+
+
+class PreparedSegmenter:
+    """A trained network made ready for inference; it gives the fused logits only.
+
+    What is rearranged, without changing the function (to rounding):
+
+    - BatchNorm, the projections of the decoder and the weights of the mean of the branches become one matrix for each
+      stage and modality, applied before the upsampling. ReLU lets the branches' (positive) weights through, so that
+      the classifier runs once, on their sum.
+    - The three equal channels of a depth image are one, and its first convolution's weights their sum.
+    - A stage of one attention head has its output projection folded into its values.
+    - On the CPU: products run as 1x1 convolutions (oneDNN), the MLPs and the decoder in bands of rows that stay in the
+      caches. Where a modality is missing from the whole batch, its first attention, which then is one vector, is the
+      one computed here, once.
+
+    Weights that need no folding are shared with ``model``; a model that is trained further must be prepared anew.
+
+    Args:
+        model: the network, in eval mode, on its device.
+        dtype: of weights and activations; float64 and float32 on any device.
+    """
+
+    def __init__(self, model: LinearFusionSegmenter, dtype: torch.dtype = torch.float32) -> None:
+        self.device = model.alpha.device
+        self.dtype = dtype
+        with torch.no_grad():
+            self._decoder = _Decoder(model, dtype)
+            self._encoder = _Encoder(model.encoder, dtype)
+
+    def __call__(
+        self,
+        rgb_B3HW: Tensor,
+        depth_B1HW: Tensor,
+        missing: Tensor,
+        depth_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Segment a batch.
+
+        Args:
+            rgb_B3HW: normalised, any float type.
+            depth_B1HW: encoded, one channel.
+            missing: (B, 2) bool, [rgb, depth]; on the CPU, where it is read, for a network on the CPU.
+            depth_valid: (B, 1, H, W) bool, False in holes, for models trained with masked holes.
+
+        Returns:
+            Fused logits (B, ceil(H/4), ceil(W/4), C) in the network's type.
+        """
+        masked = masked_tokens(rgb_B3HW, missing, depth_valid)
+        absent = [False, False]
+        if self.device.type == "cpu":
+            absent = [bool(column.all()) for column in missing.unbind(1)]
+        images = [rgb_B3HW.to(self.dtype), depth_B1HW.to(self.dtype)]
+        return self._decoder(self._encoder(images, masked, absent))
+
+
+class _Linear(NamedTuple):
+    """Weight (out, in, 1, 1) and bias (out,) of a product along the channels."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Linear:
+        return cls(
+            weight.detach().to(dtype)[:, :, None, None], None if bias is None else bias.detach().to(dtype)
+        )
+
+    def __call__(self, x_BHWC: Tensor) -> Tensor:
+        if x_BHWC.is_cuda:
+            return functional.linear(x_BHWC, self.weight.flatten(1), self.bias)
+        return functional.conv2d(x_BHWC.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+
+class _Conv(NamedTuple):
+    """A convolution of channels-last images."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: int
+    padding: int
+    groups: int = 1
+
+    @classmethod
+    def of(cls, conv: torch.nn.Module, dtype: torch.dtype, weight: Tensor | None = None) -> _Conv:
+        assert isinstance(conv, torch.nn.Conv2d)
+        assert conv.bias is not None
+        weight = (conv.weight if weight is None else weight).detach().to(dtype)
+        return cls(
+            weight if conv.groups > 1 else weight.contiguous(memory_format=torch.channels_last),
+            conv.bias.detach().to(dtype),
+            conv.stride[0],
+            int(conv.padding[0]),
+            conv.groups,
+        )
+
+    def __call__(self, x_BHWC: Tensor) -> Tensor:
+        image = x_BHWC.permute(0, 3, 1, 2)
+        y = functional.conv2d(image, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return y.permute(0, 2, 3, 1)
+
+
+class _Norm:
+    """LayerNorm with a weight and bias for each modality."""
+
+    def __init__(self, norm: ModalityLayerNorm, dtype: torch.dtype) -> None:
+        self.weight = norm.weight.detach().to(dtype)
+        self.bias = norm.bias.detach().to(dtype)
+        self.eps = norm.eps
+
+    def __call__(self, x_PBHWC: Tensor, present: slice) -> Tensor:
+        shape = x_PBHWC.shape[-1:]
+        if len(x_PBHWC) == 1:
+            return functional.layer_norm(x_PBHWC, shape, *self.of(present.start), self.eps)
+        normed = functional.layer_norm(x_PBHWC, shape, eps=self.eps)
+        return torch.addcmul(self.bias[:, None, None, None], normed, self.weight[:, None, None, None])
+
+    def of(self, modality: int) -> tuple[Tensor, Tensor]:
+        return self.weight[modality], self.bias[modality]
+
+
+_BOTH = slice(0, len(MODALITIES))
+
+
+class _Attention:
+    """Attention with spatial reduction, before fusion."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        attn = block.attn
+        self.heads = attn.heads
+        self.norm1 = _Norm(block.norm1, dtype)
+        self.q = _Linear.of(attn.q.weight, attn.q.bias, dtype)
+        self.sr = None if attn.sr is None else _Conv.of(attn.sr, dtype)
+        self.norm = None if attn.sr is None else _Norm(attn.norm, dtype)
+        kv_weight: Tensor = attn.kv.weight
+        kv_bias: Tensor = attn.kv.bias
+        proj = attn.proj
+        self.proj: _Linear | None = None
+        if self.heads == 1:  # softmax rows sum to 1, so that bias and projection may come before it
+            k_weight, v_weight = kv_weight.chunk(2)
+            k_bias, v_bias = kv_bias.chunk(2)
+            kv_weight = torch.cat((k_weight, proj.weight @ v_weight))
+            kv_bias = torch.cat((k_bias, proj.weight @ v_bias + proj.bias))
+        else:
+            self.proj = _Linear.of(proj.weight, proj.bias, dtype)
+        self.kv = _Linear.of(kv_weight, kv_bias, dtype)
+
+    def __call__(self, x_PBHWC: Tensor, present: slice = _BOTH) -> Tensor:
+        shape = x_PBHWC.shape
+        normed_PBHWC = self.norm1(x_PBHWC, present)
+        normed_NHWC = normed_PBHWC.flatten(0, 1)
+        source_NHWC = normed_NHWC
+        if self.sr is not None and self.norm is not None:
+            reduced_NHWC = self.sr(normed_NHWC)
+            source_NHWC = self.norm(reduced_NHWC.unflatten(0, shape[:2]), present).flatten(0, 1)
+        q = self._split_heads(self.q(normed_NHWC))
+        k, v = (self._split_heads(part) for part in self.kv(source_NHWC).chunk(2, dim=-1))
+        y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        y_NHWC = y.reshape(normed_NHWC.shape)
+        return (y_NHWC if self.proj is None else self.proj(y_NHWC)).reshape(shape)
+
+    def _split_heads(self, x_NHWC: Tensor) -> Tensor:
+        return x_NHWC.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _Mlp:
+    """LayerNorm, Linear, depth-wise convolution, GELU, Linear and the residual, in bands of rows."""
+
+    def __init__(self, norm2: ModalityLayerNorm, mlp: MixMlp, dtype: torch.dtype) -> None:
+        self.norm2 = _Norm(norm2, dtype)
+        self.fc1 = _Linear.of(mlp.fc1.weight, mlp.fc1.bias, dtype)
+        self.dwconv = _Conv.of(mlp.dwconv, dtype)
+        self.fc2 = _Linear.of(mlp.fc2.weight, mlp.fc2.bias, dtype)
+
+    def __call__(self, x_MBHWC: Tensor) -> Tensor:
+        modalities, batch, height, width, _ = x_MBHWC.shape
+        row_bytes = width * len(self.fc1.weight) * x_MBHWC.element_size()
+        if x_MBHWC.is_cuda or modalities * batch * height * row_bytes <= _CPU_SCRATCH:
+            normed_NHWC = self.norm2(x_MBHWC, _BOTH).flatten(0, 1)
+            return x_MBHWC + self._hidden(normed_NHWC, 0, height).reshape(x_MBHWC.shape)
+        out_MBHWC = torch.empty_like(x_MBHWC)
+        bands = _bands(height, row_bytes)
+        for modality in range(modalities):
+            for x_HWC, out_HWC in zip(x_MBHWC[modality], out_MBHWC[modality], strict=True):
+                for first, last in bands:
+                    self._band(x_HWC, modality, first, last, out_HWC)
+        return out_MBHWC
+
+    def _band(self, x_HWC: Tensor, modality: int, first: int, last: int, out_HWC: Tensor) -> None:
+        """Do rows ``first`` to ``last``; the convolution looks one row beyond them."""
+        top = max(first - 1, 0)
+        rows = x_HWC[None, top : last + 1]
+        normed = functional.layer_norm(rows, rows.shape[-1:], *self.norm2.of(modality), self.norm2.eps)
+        y = self._hidden(normed, first - top, last - top)
+        torch.add(x_HWC[first:last], y[0], out=out_HWC[first:last])
+
+    def _hidden(self, normed_NHWC: Tensor, first: int, last: int) -> Tensor:
+        hidden = self.dwconv(self.fc1(normed_NHWC))[:, first:last]
+        return self.fc2(functional.gelu(hidden))
+
+
+class _Block:
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        self.attention = _Attention(block, dtype)
+        self.mlp = _Mlp(block.norm2, block.mlp, dtype)
+        self.ratio = block.fusion_ratio
+
+    def __call__(self, x_MBHWC: Tensor) -> Tensor:
+        attended = self.attention(x_MBHWC)
+        x_MBHWC = x_MBHWC.add(attended, alpha=self.ratio)
+        for own, other in ((0, 1), (1, 0)):
+            x_MBHWC[own].add_(attended[other], alpha=1 - self.ratio)
+        return self.mlp(x_MBHWC)
+
+
+class _Stage:
+    def __init__(self, stage: Stage, dtype: torch.dtype) -> None:
+        self.embed = _Conv.of(stage.patch_embed.proj, dtype)
+        self.embed_norm = _Norm(stage.patch_embed.norm, dtype)
+        self.blocks = [_Block(block, dtype) for block in stage.blocks if isinstance(block, Block)]
+        self.norm = _Norm(stage.norm, dtype)
+
+    def __call__(self, x_MBHWC: Tensor) -> Tensor:
+        embedded = self.embed(x_MBHWC.flatten(0, 1)).unflatten(0, x_MBHWC.shape[:2])
+        return self.finish(self.embed_norm(embedded, _BOTH), self.blocks)
+
+    def finish(self, x_MBHWC: Tensor, blocks: list[_Block]) -> Tensor:
+        for block in blocks:
+            x_MBHWC = block(x_MBHWC)
+        return self.norm(x_MBHWC, _BOTH)
+
+
+class _Encoder:
+    """Stage 1 treats each modality by itself until they are fused: one may be missing."""
+
+    def __init__(self, encoder: MixTransformer, dtype: torch.dtype) -> None:
+        stages = [stage for stage in encoder.stages if isinstance(stage, Stage)]
+        self.first, *self.others = [_Stage(stage, dtype) for stage in stages]
+        proj = stages[0].patch_embed.proj
+        self.embeds = [
+            self.first.embed,
+            _Conv.of(proj, dtype, weight=proj.weight.sum(1, keepdim=True)),
+        ]
+        self.mask_token = encoder.mask_token.detach().to(dtype)
+        # The attention of tokens that are all the same is the same for every token, whatever the image's size.
+        reduction = (
+            1 if self.first.blocks[0].attention.sr is None else self.first.blocks[0].attention.sr.stride
+        )
+        tokens = self.mask_token.expand(1, 1, reduction, reduction, -1)
+        self.masked_attention = [
+            self.first.blocks[0].attention(tokens.contiguous(), slice(m, m + 1))[0, 0, 0, 0]
+            for m in range(len(MODALITIES))
+        ]
+
+    def __call__(self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool]) -> list[Tensor]:
+        """Give four maps (2, B, h, w, C)."""
+        first_MBHWC = self._first_stage(images, masked_MBN1, absent)
+        maps = [first_MBHWC]
+        for stage in self.others:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def _first_stage(self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool]) -> Tensor:
+        if any(absent):
+            own = absent.index(False)
+            x_BHWC = self._embed(images[own], own, masked_MBN1[own])
+            x_MBHWC = self._first_block_with_one(x_BHWC, own)
+            return self.first.finish(x_MBHWC, self.first.blocks[1:])
+        embedded = [self._embed(images[m], m, masked_MBN1[m]) for m in range(len(MODALITIES))]
+        return self.first.finish(torch.stack(embedded), self.first.blocks)
+
+    def _embed(self, image_BCHW: Tensor, modality: int, masked_BN1: Tensor) -> Tensor:
+        y_BHWC = self.embeds[modality](image_BCHW.permute(0, 2, 3, 1))
+        weight, bias = self.first.embed_norm.of(modality)
+        tokens = functional.layer_norm(y_BHWC, y_BHWC.shape[-1:], weight, bias, self.first.embed_norm.eps)
+        if masked_BN1.device.type == "cpu" and not masked_BN1.any():
+            return tokens
+        batch, height, width, _ = tokens.shape
+        if masked_BN1.shape[1] == 1:
+            masked = masked_BN1[..., None]
+        else:
+            masked = masked_BN1.reshape(batch, height, width, 1)
+        return torch.where(masked, self.mask_token, tokens)
+
+    def _first_block_with_one(self, x_BHWC: Tensor, own: int) -> Tensor:
+        """Do the first block where only modality ``own`` was seen: the other is the mask token everywhere."""
+        block, other = self.first.blocks[0], 1 - own
+        attended_BHWC = block.attention(x_BHWC[None], slice(own, own + 1))[0]
+        constant = self.masked_attention[other]
+        x_MBHWC = x_BHWC.new_empty(len(MODALITIES), *x_BHWC.shape)
+        torch.add(x_BHWC + (1 - block.ratio) * constant, attended_BHWC, alpha=block.ratio, out=x_MBHWC[own])
+        token = self.mask_token + block.ratio * constant
+        torch.add(token, attended_BHWC, alpha=1 - block.ratio, out=x_MBHWC[other])
+        return block.mlp(x_MBHWC)
+
+
+class _Decoder:
+    """SegFormer's decoder and the mean of the two branches, all that is linear multiplied out."""
+
+    def __init__(self, model: LinearFusionSegmenter, dtype: torch.dtype) -> None:
+        head = model.decoder
+        bn = head.bn
+        assert bn.running_var is not None
+        assert bn.running_mean is not None
+        scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        fuses = head.fuse.weight.flatten(1).chunk(4, dim=1)[::-1]
+        shift = bn.bias - bn.running_mean * scale
+        layers = [layer for layer in head.linears if isinstance(layer, torch.nn.Linear)]
+        shift = shift + scale * sum(fuse @ layer.bias for fuse, layer in zip(fuses, layers, strict=True))
+        self.projections = [
+            [
+                _Linear.of(
+                    share * scale[:, None] * (fuse @ layer.weight), share * shift if i == 0 else None, dtype
+                )
+                for i, (fuse, layer) in enumerate(zip(fuses, layers, strict=True))
+            ]
+            for share in model.alpha.softmax(0)
+        ]
+        classifier = head.classifier
+        self.classifier = _Linear.of(classifier.weight.flatten(1), classifier.bias, dtype)
+        self._rows: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, maps_MBHWC: list[Tensor]) -> Tensor:
+        if maps_MBHWC[0].is_cuda:
+            return self._whole(maps_MBHWC)
+        batch = maps_MBHWC[0].shape[1]
+        return torch.stack([self._banded([x[:, i] for x in maps_MBHWC]) for i in range(batch)])
+
+    def _whole(self, maps_MBHWC: list[Tensor]) -> Tensor:
+        size = maps_MBHWC[0].shape[2:4]
+        branches = []
+        for modality, projections in enumerate(self.projections):
+            merged, *others = (
+                projection(x[modality]).permute(0, 3, 1, 2)
+                for projection, x in zip(projections, maps_MBHWC, strict=True)
+            )
+            for x in others:
+                merged = merged + functional.interpolate(x, size, mode="bilinear", align_corners=False)
+            branches.append(functional.relu(merged))
+        return self.classifier((branches[0] + branches[1]).permute(0, 2, 3, 1))
+
+    def _banded(self, maps_MHWC: list[Tensor]) -> Tensor:
+        """Decode one sample: the smaller maps are widened, then mixed by rows into each band of the largest."""
+        largest = maps_MHWC[0]
+        height, width = largest.shape[1:3]
+        channels = len(self.classifier.weight)
+        wide = [
+            [
+                self._widen(projection(x[m : m + 1]), width)
+                for projection, x in zip(self.projections[m][1:], maps_MHWC[1:], strict=True)
+            ]
+            for m in range(len(MODALITIES))
+        ]
+        logits = largest.new_empty(height, width, channels)
+        row_bytes = width * self.classifier.weight.shape[1] * largest.element_size()
+        for first, last in _bands(height, row_bytes):
+            merged = [
+                self._band(largest[m : m + 1, first:last], m, wide[m], first, last, height) for m in (0, 1)
+            ]
+            hidden = merged[0].add_(merged[1]).view(1, last - first, width, -1)
+            logits[first:last] = self.classifier(hidden)[0]
+        return logits
+
+    @staticmethod
+    def _widen(x_1HWC: Tensor, width: int) -> Tensor:
+        """Interpolate along the rows only: (H, W, C) to a matrix (H, width * C)."""
+        height = x_1HWC.shape[1]
+        size = (height, width)
+        y = functional.interpolate(x_1HWC.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)
+        return y.permute(0, 2, 3, 1).reshape(height, -1)
+
+    def _band(
+        self, x_1HWC: Tensor, modality: int, wide: list[Tensor], first: int, last: int, height: int
+    ) -> Tensor:
+        merged = self.projections[modality][0](x_1HWC).reshape(last - first, -1)
+        for source in wide:
+            mixing = self._row_weights(height, len(source), source)[first:last]
+            low = max(0, math.floor((first + 0.5) * len(source) / height - 0.5))
+            high = min(len(source), math.floor((last - 0.5) * len(source) / height - 0.5) + 2)
+            merged.addmm_(mixing[:, low:high], source[low:high])
+        return merged.relu_()
+
+    def _row_weights(self, height: int, source: int, like: Tensor) -> Tensor:
+        """Give the matrix (height, source) of bilinear interpolation along the columns."""
+        key = (height, source)
+        if key not in self._rows:
+            identity = torch.eye(source, dtype=torch.float64)[None]
+            rows = functional.interpolate(identity, height, mode="linear", align_corners=False)[0].T
+            self._rows[key] = rows.to(like).contiguous()
+        return self._rows[key]
+
+
+def _bands(height: int, row_bytes: int) -> list[tuple[int, int]]:
+    """Cut rows into equal bands of at most ``_CPU_SCRATCH`` bytes."""
+    count = max(1, math.ceil(height * row_bytes / _CPU_SCRATCH))
+    rows = math.ceil(height / count)
+    return [(first, min(first + rows, height)) for first in range(0, height, rows)]

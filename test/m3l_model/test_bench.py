@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements are of what they say they are of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from m3l_model import M3LError
+from m3l_model.bench import Case, Measurement, count_gflop, measure_each, random_frame
+from m3l_model.cli import main
+
+
+def test_percentiles_and_rate() -> None:
+    found = Measurement("cpu", "float32", (0.1, 0.3, 0.2), 1.0, 10.0)
+    assert found.percentile(50) == pytest.approx(0.2)
+    assert found.rate == pytest.approx(5)
+
+
+def test_arithmetic_grows_with_the_area_and_the_network() -> None:
+    small = count_gflop("mit_b0", 13, (240, 320))
+    large = count_gflop("mit_b0", 13, (480, 640))
+    assert 15 < large < 20  # the reference's 37.5 less what its decoder does on upsampled maps
+    assert 4 < large / small < 6  # the area's share, and attention's, which grows faster
+    assert count_gflop("mit_b2", 13, (240, 320)) > 3 * small
+
+
+def test_a_frame_has_the_size_asked_for() -> None:
+    rgb, depth = random_frame((75, 101))
+    assert rgb.shape == (75, 101, 3)
+    assert rgb.dtype == np.uint8
+    assert depth.shape == (75, 101)
+    assert depth.dtype == np.uint16
+    assert depth.all()
+
+
+def test_errors_of_the_measuring_process_reach_the_caller() -> None:
+    with pytest.raises(M3LError, match="no such checkpoint"):
+        measure_each([Case("no_such_file", "cpu")], frames=1)
+
+
+def test_the_command_prints_a_row_for_each_combination(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--size",
+        "64x96",
+        "--threads",
+        "1",
+        "--frames",
+        "2",
+    ]
+    assert main(["bench", "mit_b0", *arguments, "--state", "both"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["model", "device", "precision"]
+    assert row.split()[:5] == ["mit_b0", "cpu", "float32", "64x96", "both"]
+    assert 0 < float(row.split()[5]) < 10_000
+    assert 0 < float(row.split()[-1]) < 2000
+
+
+def test_a_size_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--size", "640"])
+    assert "no size such as 480x640" in capsys.readouterr().err

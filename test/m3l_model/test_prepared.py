@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network rearranged for inference computes what the plain one computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m3l_model import prepared
+from m3l_model.prepared import PreparedSegmenter
+from m3l_model.segmenter import LinearFusionSegmenter
+
+STATES = {"both": [False, False], "depth_missing": [False, True], "rgb_missing": [True, False]}
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
+
+
+def trained(backbone: str, dtype: torch.dtype = torch.float32) -> LinearFusionSegmenter:
+    """A network in which no weight and no statistic has its initial value, as after a training."""
+    torch.manual_seed(0)
+    model = LinearFusionSegmenter(backbone, 13).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        assert model.decoder.bn.running_mean is not None
+        assert model.decoder.bn.running_var is not None
+        model.decoder.bn.running_mean.normal_()
+        model.decoder.bn.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def images(batch: int, height: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    rgb = torch.randn(batch, 3, height, width, generator=generator, dtype=dtype)
+    return rgb, torch.randn(batch, 1, height, width, generator=generator, dtype=dtype)
+
+
+def difference(
+    model: LinearFusionSegmenter,
+    network: PreparedSegmenter,
+    rgb: torch.Tensor,
+    depth: torch.Tensor,
+    missing: torch.Tensor,
+    valid: torch.Tensor | None = None,
+) -> float:
+    with torch.inference_mode():
+        plain = model.quarter_logits(rgb, depth.expand(-1, 3, -1, -1), missing, valid).fused
+        logits = network(rgb, depth, missing, valid).permute(0, 3, 1, 2)
+    assert logits.shape == plain.shape
+    assert float(plain.std()) > 0.01  # or else equality says nothing
+    return float((logits - plain).abs().max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("backbone", "size"), [("mit_b0", (100, 75)), ("mit_b2", (40, 33))])
+def test_equals_the_plain_network_in_all_states(
+    backbone: str, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    model = trained(backbone, dtype)
+    network = PreparedSegmenter(model, dtype)
+    rgb, depth = images(2, *size, dtype)
+    holes = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(2)) > 0.97
+    states = [torch.tensor([state, state]) for state in STATES.values()]
+    for missing in [*states, torch.tensor([STATES["both"], STATES["rgb_missing"]])]:
+        for valid in (None, holes):
+            assert difference(model, network, rgb, depth, missing, valid) < TOLERANCE[dtype]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    height=st.integers(32, 90),
+    width=st.integers(32, 90),
+    batch=st.integers(1, 3),
+    scratch=st.sampled_from([1, 100_000, 1 << 30]),
+    state=st.sampled_from(sorted(STATES)),
+)
+def test_bands_of_any_height_give_the_same(
+    height: int, width: int, batch: int, scratch: int, state: str
+) -> None:
+    model = trained("mit_b0")
+    rgb, depth = images(batch, height, width, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "_CPU_SCRATCH", scratch)
+        missing = torch.tensor([STATES[state]] * batch)
+        assert difference(model, PreparedSegmenter(model), rgb, depth, missing) < 5e-5
+
+
+def test_what_a_missing_image_holds_has_no_influence() -> None:
+    network = PreparedSegmenter(trained("mit_b0"))
+    rgb, depth = images(2, 64, 64, torch.float32)
+    missing = torch.tensor([[False, True], [True, False]])
+    with torch.inference_mode():
+        first = network(rgb, depth, missing)
+        rgb[1], depth[0] = float("nan"), float("inf")
+        torch.testing.assert_close(network(rgb, depth, missing), first, rtol=0, atol=0)
+
+
+def test_bf16_is_close() -> None:
+    model = trained("mit_b0")
+    rgb, depth = images(1, 96, 128, torch.float32)
+    with torch.inference_mode():
+        exact, rough = (
+            PreparedSegmenter(model, dtype)(rgb, depth, torch.tensor([[False, False]])).float()
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    assert float((exact - rough).abs().max()) < 0.1 * float(exact.std())
+
+
+def test_the_model_it_was_made_of_is_left_as_it_was() -> None:
+    model = trained("mit_b0")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    network = PreparedSegmenter(model, torch.bfloat16)
+    with torch.inference_mode():
+        network(*images(1, 64, 64, torch.float32), torch.tensor([[False, True]]))
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name]), name
