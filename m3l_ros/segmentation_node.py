@@ -141,6 +141,8 @@ def _parameter_help() -> str:
 def _yaml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
     return str(value) or "''"
 
 
