@@ -69,15 +69,15 @@ class Diagnostics:
         self._history: deque[tuple[float, Counter[str]]] = deque()
         self._colour_seen = 0.0
 
-    def message(self, stamp: Any, snapshot: Snapshot) -> tuple[DiagnosticArray, Judgement]:
-        """The message for now, and what it says above all.
+    def message(self, stamp: Any, snapshot: Snapshot) -> tuple[DiagnosticArray, list[Judgement]]:
+        """The message for now, and the problems it speaks of.
 
         Args:
             stamp: builtin_interfaces/Time.
             snapshot: the node now.
         """
         recent = self._recent(snapshot)
-        judgement, others = judge(snapshot, recent)
+        problems = judge(snapshot, recent)
         values: dict[str, object] = {"state": snapshot.state}
         if snapshot.inputs:
             values |= {
@@ -103,18 +103,19 @@ class Diagnostics:
             "image conversion": CONVERSION,
             "message filters": MESSAGE_FILTERS,
         }
-        if others:
-            values["other problems"] = "; ".join(other.text for other in others)
+        if len(problems) > 1:
+            values["other problems"] = "; ".join(problem.text for problem in problems[1:])
+        well = "segmenting" if snapshot.inputs else snapshot.state
         status = DiagnosticStatus(
-            level=judgement.level,
+            level=problems[0].level if problems else DiagnosticStatus.OK,
             name=f"{self._name}: segmentation",
-            message=judgement.text,
+            message=problems[0].text if problems else well,
             hardware_id=snapshot.model.device if snapshot.model else "",
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         message = DiagnosticArray(status=[status])
         message.header.stamp = stamp
-        return message, judgement
+        return message, problems
 
     def _recent(self, snapshot: Snapshot) -> Recent:
         """What was counted since the report that is just old enough; counters that fell were started anew."""

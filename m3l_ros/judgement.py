@@ -24,6 +24,7 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.ERROR,
     DiagnosticStatus.STALE,
 )
+ERROR_KIND, OUTAGE_KIND = "error", "no depth"
 _LARGEST_SLOP = 1.0
 
 
@@ -58,12 +59,9 @@ class Recent:
         return self.counts["paired"] / self.counts["frames"] if self.counts["frames"] else 0.0
 
 
-def judge(snapshot: Snapshot, recent: Recent) -> tuple[Judgement, list[Judgement]]:
-    """What is to be said above all, and the other problems there are."""
-    problems = sorted(_problems(snapshot, recent), key=lambda problem: -_severity(problem.level))
-    if problems:
-        return problems[0], problems[1:]
-    return Judgement(OK, "well", "segmenting" if snapshot.inputs else snapshot.state), []
+def judge(snapshot: Snapshot, recent: Recent) -> list[Judgement]:
+    """The problems there are, the worst first."""
+    return sorted(_problems(snapshot, recent), key=lambda problem: -_severity(problem.level))
 
 
 def _severity(level: bytes) -> int:
@@ -74,7 +72,7 @@ def _severity(level: bytes) -> int:
 def _problems(snapshot: Snapshot, recent: Recent) -> Iterator[Judgement]:
     if snapshot.error:
         level = WARN if snapshot.inputs else ERROR  # a model that was refused, while another one works
-        yield Judgement(level, "error", snapshot.error)
+        yield Judgement(level, ERROR_KIND, snapshot.error)
     inputs, sync, thresholds = snapshot.inputs, snapshot.sync, snapshot.parameters
     if inputs is None or sync is None:
         return
@@ -125,7 +123,7 @@ def _outage(inputs: InputStatus, length: float, thresholds: NodeParameters) -> I
     is_error = 0 < thresholds.outage_error_after <= length
     yield Judgement(
         ERROR if is_error else WARN,
-        "no depth",
+        OUTAGE_KIND,
         f"no depth on {inputs.depth.topic} for {length:.0f} s, segmenting colour alone: {_cause(inputs.depth)}",
     )
 

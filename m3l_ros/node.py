@@ -25,7 +25,7 @@ from m3l_model.errors import M3LError
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
 from m3l_ros.diagnostics import Diagnostics, ModelStatus, Snapshot
 from m3l_ros.inputs import Inputs
-from m3l_ros.judgement import Judgement
+from m3l_ros.judgement import ERROR_KIND, OUTAGE_KIND, Judgement
 from m3l_ros.models import check_model, device_memory, load_model, release_memory
 from m3l_ros.outputs import Outputs
 from m3l_ros.parameters import (
@@ -82,7 +82,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         self._core: RgbdSynchronizer | None = None
         self._outage: bool | None = None
         self._outage_lock = threading.Lock()
-        self._problem = "well"
+        self._problems: frozenset[str] = frozenset()
         self._image_group = MutuallyExclusiveCallbackGroup()
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
@@ -327,15 +327,16 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         sync = snapshot.sync
         if snapshot.inputs and sync and (sync.rgb_accepted or sync.depth_accepted):
             self._note_outage(sync.outage)
-        message, judgement = self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
+        message, problems = self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
         self._diagnostics_publisher.publish(message)
-        self._note_problem(judgement)
+        self._note_problems(problems)
 
-    def _note_problem(self, judgement: Judgement) -> None:
-        """Log a problem once, when it begins; errors and outages have been logged already."""
-        before, self._problem = self._problem, judgement.kind
-        if judgement.kind not in (before, "well", "error", "no depth"):
-            self.get_logger().warning(judgement.text)
+    def _note_problems(self, problems: Sequence[Judgement]) -> None:
+        """Log each problem once, when it begins; errors and outages have been logged already."""
+        for problem in problems:
+            if problem.kind not in (*self._problems, ERROR_KIND, OUTAGE_KIND):
+                self.get_logger().warning(problem.text)
+        self._problems = frozenset(problem.kind for problem in problems)
 
     def _snapshot(self) -> Snapshot:
         pipeline, inputs, core = self._pipeline, self._inputs, self._core

@@ -51,8 +51,7 @@ def active(core, time=0.0, **counts):
 def report(*snapshots, diagnostics=None):
     diagnostics = diagnostics or Diagnostics("front/segmentation_node")
     for snapshot in snapshots:
-        message, judgement = diagnostics.message(Header().stamp, snapshot)
-        assert (message.status[0].level, message.status[0].message) == (judgement.level, judgement.text)
+        message, _ = diagnostics.message(Header().stamp, snapshot)
     [status] = message.status
     return status, {pair.key: pair.value for pair in status.values}
 
