@@ -16,16 +16,18 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
 from m3l_ros.freeze import FreezeWatch
+from m3l_ros.group_executor import GroupExecutor
 from m3l_ros.parameters import NodeParameters
 from m3l_ros.providers import SimpleFilter, Subscriber
-from m3l_ros.qos import CAMERA_INFO_QOS, input_qos
+from m3l_ros.qos import (
+    CAMERA_INFO_QOS,
+    NO_SUBSCRIPTION_EVENTS,
+    SubscriptionEventCallbacks,
+    UnsupportedEventTypeError,
+    input_qos,
+)
 from m3l_ros.registration import registration_problem
 from m3l_ros.synchronizer import RgbdTimeSynchronizer
-
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 _WATCH_PERIOD = 1.0
 
@@ -53,7 +55,7 @@ class StreamStatus(NamedTuple):
 
 
 class Inputs:
-    """Subscribes, pairs and hands over frames until it is closed.
+    """Subscribes, pairs and hands over frames, in a thread of its own, until it is closed.
 
     Args:
         node: gets the subscriptions.
@@ -61,7 +63,6 @@ class Inputs:
         parameters: say which transports and QoS.
         on_frame: called with each frame, the latest camera_info of colour (None where none has come), and the seconds
             since the frame's image arrived.
-        callback_group: of everything here; mutually exclusive.
     """
 
     def __init__(
@@ -70,7 +71,6 @@ class Inputs:
         core: RgbdSynchronizer,
         parameters: NodeParameters,
         on_frame: Callable[[Frame, CameraInfo | None, float], None],
-        callback_group: CallbackGroup,
     ) -> None:
         self._node = node
         self._on_frame = on_frame
@@ -80,10 +80,17 @@ class Inputs:
         self._depth_frame_id: str | None = None
         self._problem: str | None = None
         self._freeze = FreezeWatch()
+        self._executor = GroupExecutor(node)
+        callback_group = self._executor.group
 
         self._infos = [
             node.create_subscription(
-                CameraInfo, topic, callback, CAMERA_INFO_QOS, callback_group=callback_group
+                CameraInfo,
+                topic,
+                callback,
+                CAMERA_INFO_QOS,
+                callback_group=callback_group,
+                event_callbacks=NO_SUBSCRIPTION_EVENTS,
             )
             for topic, callback in (
                 ("rgb/camera_info", self._on_rgb_info),
@@ -104,6 +111,7 @@ class Inputs:
         self._watch_timer = node.create_timer(
             _WATCH_PERIOD, self._watch, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
         )
+        self._executor.start()
 
     def status(self) -> InputStatus:
         """Of the topics."""
@@ -112,6 +120,7 @@ class Inputs:
     def set_tolerances(self, slop: float, max_wait: float, depth_timeout: float) -> None:
         """Change those of the pairing."""
         self._synchronizer.set_tolerances(slop, max_wait, depth_timeout)
+        self._executor.wake()
 
     def sync_status(self) -> SyncStatus:
         """Of the pairing."""
@@ -124,6 +133,7 @@ class Inputs:
 
     def close(self) -> list[Frame]:
         """Unsubscribe; returns the frames that waited for their depth."""
+        self._executor.stop()
         self._node.destroy_timer(self._watch_timer)
         for subscription in self._infos:
             self._node.destroy_subscription(subscription)
@@ -241,7 +251,7 @@ class QosFollowingSubscriber(SimpleFilter):
                     self.topic,
                     qos_profile=qos,
                     callback_group=self._callback_group,
-                    event_callbacks=SubscriptionEventCallbacks(**events),
+                    event_callbacks=SubscriptionEventCallbacks(**events, use_default_callbacks=False),
                 )
             except UnsupportedEventTypeError:  # a middleware that does not say what it lost
                 del events["message_lost"]

@@ -38,6 +38,7 @@ from m3l_ros.parameters import (
 )
 from m3l_ros.pipeline import Pipeline
 from m3l_ros.providers import CONVERSION, MESSAGE_FILTERS
+from m3l_ros.qos import NO_PUBLISHER_EVENTS
 
 _BUSY_AFTER = 0.5
 _SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -83,11 +84,12 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         self._outage: bool | None = None
         self._outage_lock = threading.Lock()
         self._problems: frozenset[str] = frozenset()
-        self._image_group = MutuallyExclusiveCallbackGroup()
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._diagnostics = Diagnostics(self.get_fully_qualified_name().lstrip("/"))
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._diagnostics_publisher = self.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=NO_PUBLISHER_EVENTS
+        )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(
             self._settings.diagnostics_period,
@@ -204,7 +206,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         if self._core is None or self._pipeline is None:
             raise M3LError("the node is not configured")
         self._pipeline.start()
-        self._inputs = Inputs(self, self._core, self._settings, self._on_frame, self._image_group)
+        self._inputs = Inputs(self, self._core, self._settings, self._on_frame)
         status = self._inputs.status()
         self.get_logger().info(f"active: colour from {status.rgb.topic}, depth from {status.depth.topic}")
 

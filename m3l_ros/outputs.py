@@ -16,7 +16,7 @@ from std_msgs.msg import Header, String
 
 from m3l_model.labels import LabelSet
 from m3l_ros.parameters import OUTPUTS, NodeParameters
-from m3l_ros.qos import LATCHED_QOS, MASK_QOS
+from m3l_ros.qos import LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
 
 if TYPE_CHECKING:
     from m3l_model.predictor import Prediction
@@ -44,15 +44,20 @@ class Outputs:
         self._lock = threading.Lock()  # diagnostics ask what is wanted while the node is cleaned up
         self._publishers = {
             name: node.create_publisher(
-                CameraInfo if name == CAMERA_INFO else Image, f"segmentation/{name}", MASK_QOS
+                CameraInfo if name == CAMERA_INFO else Image,
+                f"segmentation/{name}",
+                MASK_QOS,
+                event_callbacks=NO_PUBLISHER_EVENTS,
             )
             for name in OUTPUTS
         }
-        self._classes = node.create_publisher(String, "segmentation/classes", LATCHED_QOS)
-        self._label_info = (
+        self._classes, self._label_info = (
             None
-            if LabelInfo is None
-            else node.create_publisher(LabelInfo, "segmentation/label_info", LATCHED_QOS)
+            if message_type is None
+            else node.create_publisher(
+                message_type, f"segmentation/{name}", LATCHED_QOS, event_callbacks=NO_PUBLISHER_EVENTS
+            )
+            for message_type, name in ((String, "classes"), (LabelInfo, "label_info"))
         )
         self.use_labels(labels)
 
@@ -64,6 +69,7 @@ class Outputs:
     def use_labels(self, labels: LabelSet) -> None:
         """Publish the classes of the masks to come."""
         self._labels = labels
+        assert self._classes is not None
         self._classes.publish(String(data=labels.to_json()))
         if self._label_info is not None:
             self._label_info.publish(_label_info(labels, self._node))
