@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m3l_model.errors import M3LError
+from m3l_ros.memory import give_back_freed_memory
 from m3l_ros.parameters import NodeParameters
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    give_back_freed_memory()
 
 
 def device_memory(device: torch.device) -> int | None:
