@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -95,6 +95,22 @@ def save_checkpoint(
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+def read_metadata(path: str | Path) -> Metadata | None:
+    """Read what a checkpoint says of itself without reading its weights; None for the reference's, which say nothing.
+
+    Raises:
+        CheckpointError: the file is missing, not a checkpoint, or not one of this m3l.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    if _is_safetensors(path):
+        return _read_header(path).metadata
+    if not _is_pickle(path):
+        raise CheckpointError(f"{path}: {_UNKNOWN_FILE}")
+    return None
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> LinearFusionSegmenter:
@@ -182,13 +198,35 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+class _Header(NamedTuple):
+    metadata: Metadata
+    backbone: str
+    num_classes: int
+    fusion_ratio: float
+
+
 def _load_own(path: Path) -> LinearFusionSegmenter:
+    header = _read_header(path)
+    try:
+        model = LinearFusionSegmenter(header.backbone, header.num_classes, header.fusion_ratio)
+    except (ValueError, M3LError) as error:
+        raise _damaged(path, error) from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    _load_weights(model, tensors, path)
+    model.metadata = header.metadata
+    return model
+
+
+def _read_header(path: Path) -> _Header:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+        raise _unreadable(path, error) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a safetensors file, but not one of m3l; train one with `m3l train`")
     if header.get("format_version") != FORMAT_VERSION:
@@ -201,14 +239,19 @@ def _load_own(path: Path) -> LinearFusionSegmenter:
         num_classes = int(header["num_classes"])
         if num_classes != len(labels.classes):
             raise ValueError(f"{len(labels.classes)} class names for {num_classes} classes")
-        model = LinearFusionSegmenter(header["backbone"], num_classes, float(header["fusion_ratio"]))
+        return _Header(
+            Metadata(labels, preprocessing), header["backbone"], num_classes, float(header["fusion_ratio"])
+        )
     except (KeyError, TypeError, ValueError, M3LError) as error:
-        raise CheckpointError(
-            f"{path}: damaged metadata ({_line(error)}); train or export it again"
-        ) from error
-    _load_weights(model, tensors, path)
-    model.metadata = Metadata(labels, preprocessing)
-    return model
+        raise _damaged(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again")
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged metadata ({_line(error)}); train or export it again")
 
 
 def _load_reference(path: Path) -> LinearFusionSegmenter:

@@ -155,13 +155,7 @@ class RgbdSynchronizer:
         queue_size: int,
         anchor: Literal["rgb", "either"] = "rgb",
     ) -> None:
-        for name, seconds in (("slop", slop), ("max_wait", max_wait), ("depth_timeout", depth_timeout)):
-            if not (math.isfinite(seconds) and seconds >= 0):
-                raise SyncParameterError(f"{name} must be a finite number of seconds >= 0, not {seconds}")
-        if depth_timeout == 0:
-            raise SyncParameterError(
-                "depth_timeout must be > 0 seconds: with 0 no image could wait for depth"
-            )
+        self._check_tolerances(slop, max_wait, depth_timeout)
         if not isinstance(queue_size, int) or queue_size < 1:
             raise SyncParameterError(f"queue_size must be an integer >= 1, not {queue_size!r}")
         if anchor not in ("rgb", "either"):
@@ -184,6 +178,21 @@ class RgbdSynchronizer:
         self._skews: deque[int] = deque(maxlen=_SKEW_WINDOW)
         self._counts: Counter[str] = Counter()
         self._frames: Counter[Reason] = Counter()
+
+    def set_tolerances(self, slop: float, max_wait: float, depth_timeout: float) -> None:
+        """Change what the constructor was told, for the images that wait too; an outage goes on until there is depth.
+
+        Raises:
+            SyncParameterError: an argument is out of range; nothing is changed.
+        """
+        self._check_tolerances(slop, max_wait, depth_timeout)
+        later = round(depth_timeout * _SECOND) + 1 - self._silence
+        if not self._in_outage():
+            self._outage_at += later
+        self._rgb_silent_at += later
+        self._slop = round(slop * _SECOND)
+        self._max_wait = round(max_wait * _SECOND)
+        self._silence += later
 
     def add_rgb(self, stamp_ns: int, msg: Any, now_ns: int) -> list[Frame]:
         """Take a colour image that arrived at now_ns; return the frames that are due."""
@@ -214,6 +223,11 @@ class RgbdSynchronizer:
         held = [image.arrived_ns for image in (*self._waiting[:1], self._rgb.far) if image is not None]
         return min(min(held) + self._max_wait, self._outage_at) if held else None
 
+    @property
+    def outage(self) -> bool:
+        """Whether there is an outage, as of the last call."""
+        return self._in_outage()
+
     def status(self) -> SyncStatus:
         """Counters and state as of the last call."""
         count = self._counts
@@ -232,6 +246,16 @@ class RgbdSynchronizer:
             outage_since_ns=self._outage_at if self._in_outage() and self._now_ns is not None else None,
             skew_ns=median_low(self._skews) if self._skews and not self._in_outage() else None,
         )
+
+    @staticmethod
+    def _check_tolerances(slop: float, max_wait: float, depth_timeout: float) -> None:
+        for name, seconds in (("slop", slop), ("max_wait", max_wait), ("depth_timeout", depth_timeout)):
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise SyncParameterError(f"{name} must be a finite number of seconds >= 0, not {seconds}")
+        if depth_timeout == 0:
+            raise SyncParameterError(
+                "depth_timeout must be > 0 seconds: with 0 no image could wait for depth"
+            )
 
     # Time
 

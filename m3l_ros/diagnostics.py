@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from m3l_model.sync import SyncStatus
+from m3l_model.sync import Reason, SyncStatus
 from m3l_ros.inputs import InputStatus, StreamStatus
-from m3l_ros.pipeline import Tally, Timing
+from m3l_ros.judgement import Judgement, Recent, judge
+from m3l_ros.parameters import NodeParameters
+from m3l_ros.pipeline import Outcome, Tally, Timing
 from m3l_ros.providers import CONVERSION, MESSAGE_FILTERS
 
-_SILENT_AFTER = 3.0
+_WINDOW = 3.0
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,17 @@ class Snapshot:
     state: str
     """Lifecycle state."""
     error: str | None
-    """Why it could not be configured or activated the last time."""
+    """Why it could not be configured or activated, or a checkpoint not be used, the last time."""
     model: ModelStatus | None
     inputs: InputStatus | None
     sync: SyncStatus | None
     tally: Tally | None
     timings: Sequence[Timing]
-    slop: float
+    parameters: NodeParameters
+    outage_length: float = 0.0
+    """Of the depth outage in progress, s of the ROS clock."""
+    memory: int = 0
+    """Of the process, bytes."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,12 @@ class ModelStatus:
     precision: str
     classes: int
     subscribed: frozenset[str]
+    device_memory: int | None = None
+    """Bytes that torch holds of a GPU's memory."""
 
 
 class Diagnostics:
-    """Turns snapshots into messages; remembers the one before, for rates.
+    """Turns snapshots into messages; remembers those of the last seconds, for rates.
 
     Args:
         name: of the node, with its namespace.
@@ -56,99 +66,119 @@ class Diagnostics:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._before: tuple[float, int, int] | None = None
+        self._history: deque[tuple[float, Counter[str]]] = deque()
         self._colour_seen = 0.0
 
-    def message(self, stamp: Any, snapshot: Snapshot) -> DiagnosticArray:
-        """The message for now.
+    def message(self, stamp: Any, snapshot: Snapshot) -> tuple[DiagnosticArray, list[Judgement]]:
+        """The message for now, and the problems it speaks of.
 
         Args:
             stamp: builtin_interfaces/Time.
             snapshot: the node now.
         """
-        rgb_rate, depth_rate = self._rates(snapshot.time, snapshot.sync)
-        if rgb_rate or snapshot.inputs is None:
-            self._colour_seen = snapshot.time
-        level, text = _judge(snapshot, snapshot.time - self._colour_seen)
+        recent = self._recent(snapshot)
+        problems = judge(snapshot, recent)
         values: dict[str, object] = {"state": snapshot.state}
         if snapshot.inputs:
             values |= {
                 "colour": _describe(snapshot.inputs.rgb),
-                "colour rate (Hz)": f"{rgb_rate:.1f}",
+                "colour rate (Hz)": f"{recent.rate('received'):.1f}",
                 "depth": _describe(snapshot.inputs.depth),
-                "depth rate (Hz)": f"{depth_rate:.1f}",
+                "depth rate (Hz)": f"{recent.rate('depth'):.1f}",
+                "colour images lost in transport": snapshot.inputs.rgb.lost,
+                "depth images lost in transport": snapshot.inputs.depth.lost,
             }
         if snapshot.sync and snapshot.tally:
-            values |= _sync_values(snapshot.sync)
-            values |= _tally_values(snapshot.sync, snapshot.tally)
-            values |= _timing_values(snapshot.timings)
-        if snapshot.model:
             values |= {
-                "subscribed outputs": " ".join(sorted(snapshot.model.subscribed)),
-                "checkpoint": snapshot.model.checkpoint,
-                "classes": snapshot.model.classes,
-                "device": snapshot.model.device,
-                "precision": snapshot.model.precision,
+                "mask rate (Hz)": f"{recent.rate('masks'):.1f}",
+                "pair ratio (%)": f"{100 * recent.pair_ratio:.0f}",
+                **_sync_values(snapshot),
+                **_tally_values(snapshot.sync, snapshot.tally),
+                **_timing_values(snapshot.timings),
             }
-        values |= {"image conversion": CONVERSION, "message filters": MESSAGE_FILTERS}
+        if snapshot.model:
+            values |= _model_values(snapshot.model)
+        values |= {
+            "memory (MiB)": snapshot.memory // _MIB,
+            "image conversion": CONVERSION,
+            "message filters": MESSAGE_FILTERS,
+        }
+        if len(problems) > 1:
+            values["other problems"] = "; ".join(problem.text for problem in problems[1:])
+        well = "segmenting" if snapshot.inputs else snapshot.state
         status = DiagnosticStatus(
-            level=level,
+            level=problems[0].level if problems else DiagnosticStatus.OK,
             name=f"{self._name}: segmentation",
-            message=text,
+            message=problems[0].text if problems else well,
             hardware_id=snapshot.model.device if snapshot.model else "",
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         message = DiagnosticArray(status=[status])
         message.header.stamp = stamp
-        return message
+        return message, problems
 
-    def _rates(self, now: float, sync: SyncStatus | None) -> tuple[float, float]:
-        counts = (_received(sync), sync.depth_accepted) if sync else (0, 0)
-        before, self._before = self._before, (now, *counts)
-        if before is None or counts[0] < before[1]:
-            return 0.0, 0.0
-        elapsed = max(now - before[0], 1e-3)
-        return (counts[0] - before[1]) / elapsed, (counts[1] - before[2]) / elapsed
-
-
-def _judge(snapshot: Snapshot, colour_silent: float) -> tuple[bytes, str]:
-    """Level and the one sentence that matters most."""
-    if snapshot.error:
-        return DiagnosticStatus.ERROR, snapshot.error
-    inputs, sync = snapshot.inputs, snapshot.sync
-    if inputs is None or sync is None:
-        return DiagnosticStatus.OK, snapshot.state
-    if colour_silent >= _SILENT_AFTER:
-        cause = "nobody publishes it" if not inputs.rgb.publishers else "its publisher is silent"
-        return (
-            DiagnosticStatus.STALE,
-            f"no colour image on {inputs.rgb.topic} for {colour_silent:.0f} s: {cause}",
+    def _recent(self, snapshot: Snapshot) -> Recent:
+        """What was counted since the report that is just old enough; counters that fell were started anew."""
+        counts = _counts(snapshot)
+        if self._history and any(counts[name] < before for name, before in self._history[-1][1].items()):
+            self._history.clear()
+        self._history.append((snapshot.time, counts))
+        while len(self._history) > 2 and self._history[1][0] <= snapshot.time - _WINDOW:
+            self._history.popleft()
+        since, before = self._history[0]
+        previous = self._history[-2][1] if len(self._history) > 1 else counts
+        if counts["received"] > previous["received"] or snapshot.inputs is None:
+            self._colour_seen = snapshot.time
+        return Recent(
+            seconds=max(snapshot.time - since, 1e-3),
+            counts=Counter({name: count - before[name] for name, count in counts.items()}),
+            colour_silent=snapshot.time - self._colour_seen,
+            latency_p95=float(np.percentile([sum(timing) for timing in snapshot.timings], 95))
+            if snapshot.timings
+            else 0.0,
         )
-    if inputs.registration_problem:
-        return DiagnosticStatus.WARN, inputs.registration_problem
-    if sync.outage:
-        cause = "nobody publishes it" if not inputs.depth.publishers else "its publisher is silent"
-        return DiagnosticStatus.WARN, f"no depth on {inputs.depth.topic}, segmenting colour alone: {cause}"
-    skew = sync.skew_ns
-    if skew is not None and abs(skew) / 1e9 > snapshot.slop:
-        return DiagnosticStatus.WARN, (
-            f"depth stamps are {skew / 1e6:+.1f} ms off colour's, beyond slop ({snapshot.slop:g} s): synchronize the "
-            f"clocks, or set slop above {abs(skew) / 1e9:.3f}"
+
+
+def _counts(snapshot: Snapshot) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    inputs, sync, tally = snapshot.inputs, snapshot.sync, snapshot.tally
+    if inputs:
+        counts["lost"] = inputs.rgb.lost
+    if sync and tally:
+        counts.update(
+            {
+                "received": _received(sync),
+                "depth": sync.depth_accepted,
+                "paired": sync.frames[Reason.PAIRED],
+                "frames": sum(sync.frames.values()) - sync.frames[Reason.COLOUR_LOST],
+                "masks": tally.masks + tally.depth_only_masks,
+                "dropped": tally.dropped - tally.outcomes[Outcome.INACTIVE] + sync.rgb_dropped,
+                "failed": tally.outcomes[Outcome.FAILED],
+                "depth used": tally.depth_used,
+                "depth empty": tally.depth_empty,
+                "depth unreadable": tally.depth_unreadable,
+            }
         )
-    return DiagnosticStatus.OK, "segmenting"
+    return counts
 
 
 def _received(sync: SyncStatus) -> int:
     return sync.rgb_accepted + sync.rgb_dropped
 
 
-def _sync_values(sync: SyncStatus) -> dict[str, object]:
+def _sync_values(snapshot: Snapshot) -> dict[str, object]:
+    sync = snapshot.sync
+    assert sync is not None
     return {
         "outage": sync.outage,
+        "outage length (s)": f"{snapshot.outage_length:.1f}" if sync.outage else "",
         "skew (ms)": "" if sync.skew_ns is None else f"{sync.skew_ns / 1e6:+.1f}",
         "clock resets": sync.resets,
         "waiting for depth": sync.waiting,
         **{f"frames: {reason}": count for reason, count in sync.frames.items()},
+        "depth images dropped: no stamp": sync.depth_no_stamp,
+        "depth images dropped: repeated stamp": sync.depth_duplicate,
+        "depth images dropped: far future": sync.depth_far_future,
     }
 
 
@@ -171,14 +201,30 @@ def _tally_values(sync: SyncStatus, tally: Tally) -> dict[str, object]:
         "dropped: old or repeated stamp": sync.rgb_dropped,
         "depth-only masks": tally.depth_only_masks,
         "depth images unreadable": tally.depth_unreadable,
+        "depth images without a reading": tally.depth_empty,
     }
 
 
 def _timing_values(timings: Sequence[Timing]) -> dict[str, object]:
     if not timings:
         return {}
-    p50, p95 = np.percentile(np.array(timings), [50, 95], axis=0) * 1e3
+    stages = np.array(timings)
+    stages = np.column_stack((stages.sum(axis=1), stages))
+    p50, p95 = np.percentile(stages, [50, 95], axis=0) * 1e3
     return {
         f"{stage} p50/p95 (ms)": f"{middle:.1f}/{high:.1f}"
-        for stage, middle, high in zip(Timing._fields, p50, p95, strict=True)
+        for stage, middle, high in zip(("latency", *Timing._fields), p50, p95, strict=True)
     }
+
+
+def _model_values(model: ModelStatus) -> dict[str, object]:
+    values: dict[str, object] = {
+        "subscribed outputs": " ".join(sorted(model.subscribed)),
+        "checkpoint": model.checkpoint,
+        "classes": model.classes,
+        "device": model.device,
+        "precision": model.precision,
+    }
+    if model.device_memory is not None:
+        values["device memory (MiB)"] = model.device_memory // _MIB
+    return values

@@ -4,26 +4,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
+from m3l_ros.freeze import FreezeWatch
+from m3l_ros.group_executor import GroupExecutor
 from m3l_ros.parameters import NodeParameters
 from m3l_ros.providers import SimpleFilter, Subscriber
-from m3l_ros.qos import CAMERA_INFO_QOS, input_qos
+from m3l_ros.qos import (
+    CAMERA_INFO_QOS,
+    NO_SUBSCRIPTION_EVENTS,
+    SubscriptionEventCallbacks,
+    UnsupportedEventTypeError,
+    input_qos,
+)
 from m3l_ros.registration import registration_problem
 from m3l_ros.synchronizer import RgbdTimeSynchronizer
-
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks
-except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks
 
 _WATCH_PERIOD = 1.0
 
@@ -34,6 +38,8 @@ class InputStatus(NamedTuple):
     rgb: StreamStatus
     depth: StreamStatus
     registration_problem: str | None
+    depth_frozen_for: float = 0.0
+    """How long the same depth image has been repeated under new stamps, s."""
 
 
 class StreamStatus(NamedTuple):
@@ -42,17 +48,21 @@ class StreamStatus(NamedTuple):
     topic: str
     publishers: int
     reliable: bool
+    lost: int = 0
+    """Images that the middleware knows of and that never came."""
+    qos_problem: str | None = None
+    """Why a publisher cannot be heard, and what to set."""
 
 
 class Inputs:
-    """Subscribes, pairs and hands over frames until it is closed.
+    """Subscribes, pairs and hands over frames, in a thread of its own, until it is closed.
 
     Args:
         node: gets the subscriptions.
         core: does the pairing.
         parameters: say which transports and QoS.
-        on_frame: called with each frame and the latest camera_info of colour (None where none has come).
-        callback_group: of everything here; mutually exclusive.
+        on_frame: called with each frame, the latest camera_info of colour (None where none has come), and the seconds
+            since the frame's image arrived.
     """
 
     def __init__(
@@ -60,8 +70,7 @@ class Inputs:
         node: Node,
         core: RgbdSynchronizer,
         parameters: NodeParameters,
-        on_frame: Callable[[Frame, CameraInfo | None], None],
-        callback_group: CallbackGroup,
+        on_frame: Callable[[Frame, CameraInfo | None, float], None],
     ) -> None:
         self._node = node
         self._on_frame = on_frame
@@ -70,10 +79,18 @@ class Inputs:
         self._rgb_frame_id: str | None = None
         self._depth_frame_id: str | None = None
         self._problem: str | None = None
+        self._freeze = FreezeWatch()
+        self._executor = GroupExecutor(node)
+        callback_group = self._executor.group
 
         self._infos = [
             node.create_subscription(
-                CameraInfo, topic, callback, CAMERA_INFO_QOS, callback_group=callback_group
+                CameraInfo,
+                topic,
+                callback,
+                CAMERA_INFO_QOS,
+                callback_group=callback_group,
+                event_callbacks=NO_SUBSCRIPTION_EVENTS,
             )
             for topic, callback in (
                 ("rgb/camera_info", self._on_rgb_info),
@@ -94,17 +111,29 @@ class Inputs:
         self._watch_timer = node.create_timer(
             _WATCH_PERIOD, self._watch, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
         )
+        self._executor.start()
 
     def status(self) -> InputStatus:
         """Of the topics."""
-        return InputStatus(self._rgb.status(), self._depth.status(), self._problem)
+        return InputStatus(self._rgb.status(), self._depth.status(), self._problem, self._freeze.frozen_for)
+
+    def set_tolerances(self, slop: float, max_wait: float, depth_timeout: float) -> None:
+        """Change those of the pairing."""
+        self._synchronizer.set_tolerances(slop, max_wait, depth_timeout)
+        self._executor.wake()
 
     def sync_status(self) -> SyncStatus:
         """Of the pairing."""
         return self._synchronizer.status()
 
+    @property
+    def outage(self) -> bool:
+        """Whether there was no depth for too long, as of the latest image."""
+        return self._synchronizer.outage
+
     def close(self) -> list[Frame]:
         """Unsubscribe; returns the frames that waited for their depth."""
+        self._executor.stop()
         self._node.destroy_timer(self._watch_timer)
         for subscription in self._infos:
             self._node.destroy_subscription(subscription)
@@ -117,6 +146,7 @@ class Inputs:
 
     def _on_depth(self, msg: Any) -> None:
         self._depth_frame_id = msg.header.frame_id
+        self._freeze.add(msg, time.monotonic())
 
     def _on_rgb_info(self, msg: CameraInfo) -> None:
         self._rgb_info = msg
@@ -124,18 +154,15 @@ class Inputs:
     def _on_depth_info(self, msg: CameraInfo) -> None:
         self._depth_info = msg
 
-    def _on_synchronized(self, frame: Frame) -> None:
-        self._on_frame(frame, self._rgb_info)
+    def _on_synchronized(self, frame: Frame, waited: float) -> None:
+        self._on_frame(frame, self._rgb_info, waited)
 
     def _watch(self) -> None:
         self._rgb.follow()
         self._depth.follow()
-        problem = registration_problem(
+        self._problem = registration_problem(
             self._rgb_frame_id, self._depth_frame_id, self._rgb_info, self._depth_info
         )
-        if problem and problem != self._problem:
-            self._node.get_logger().warning(problem)
-        self._problem = problem
 
 
 class QosFollowingSubscriber(SimpleFilter):
@@ -172,12 +199,16 @@ class QosFollowingSubscriber(SimpleFilter):
         self._closed = False
         self._subscriber: Any = None
         self._reliability = ReliabilityPolicy.RELIABLE
+        self._lost = 0
+        self._qos_problem: str | None = None
         self.follow()
 
     def follow(self) -> None:
         """Subscribe anew if the publishers that there are now ask for another QoS."""
         offered = self._offered()
         with self._lock:
+            if all(reliability == ReliabilityPolicy.RELIABLE for reliability in offered):
+                self._qos_problem = None
             if self._closed or (self._subscriber is not None and not offered):
                 return
             qos = input_qos(self._policy, self._depth, offered)
@@ -185,20 +216,15 @@ class QosFollowingSubscriber(SimpleFilter):
                 return
             self._unsubscribe()
             self._reliability = qos.reliability
-            self._subscriber = Subscriber(
-                self._node,
-                self._msg_type,
-                self.topic,
-                qos_profile=qos,
-                callback_group=self._callback_group,
-                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
-            )
+            self._qos_problem = None
+            self._subscriber = self._subscribe(qos)
             self._subscriber.registerCallback(self.signalMessage)
 
     def status(self) -> StreamStatus:
         """The topic, its publishers and the QoS requested of them."""
         reliable = self._reliability == ReliabilityPolicy.RELIABLE
-        return StreamStatus(self.topic, self._node.count_publishers(self.topic), reliable)
+        publishers = self._node.count_publishers(self.topic)
+        return StreamStatus(self.topic, publishers, reliable, self._lost, self._qos_problem)
 
     def close(self) -> None:
         """Unsubscribe for good."""
@@ -212,16 +238,39 @@ class QosFollowingSubscriber(SimpleFilter):
             for publisher in self._node.get_publishers_info_by_topic(self.topic)
         ]
 
+    def _subscribe(self, qos: QoSProfile) -> Any:
+        events: dict[str, Any] = {
+            "incompatible_qos": self._on_incompatible_qos,
+            "message_lost": self._on_message_lost,
+        }
+        while True:
+            try:
+                return Subscriber(
+                    self._node,
+                    self._msg_type,
+                    self.topic,
+                    qos_profile=qos,
+                    callback_group=self._callback_group,
+                    event_callbacks=SubscriptionEventCallbacks(**events, use_default_callbacks=False),
+                )
+            except UnsupportedEventTypeError:  # a middleware that does not say what it lost
+                del events["message_lost"]
+
     def _unsubscribe(self) -> None:
         if self._subscriber is not None:
             self._node.destroy_subscription(self._subscriber.sub)
             self._subscriber = None
 
+    def _on_message_lost(self, event: Any) -> None:
+        self._lost += event.total_count_change
+
     def _on_incompatible_qos(self, _: Any) -> None:
         if self._policy == "auto":
             self.follow()
-        else:
-            self._node.get_logger().warning(
+            return
+        if self._qos_problem is None:
+            self._qos_problem = (
                 f"{self.topic}: a publisher does not offer the QoS that parameter input_qos: {self._policy} requests, "
                 "and nothing of it is received; set input_qos: auto"
             )
+            self._node.get_logger().warning(self._qos_problem)

@@ -3,46 +3,58 @@
 
 from __future__ import annotations
 
-import gc
+import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo
 
 from m3l_model.errors import M3LError
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
 from m3l_ros.diagnostics import Diagnostics, ModelStatus, Snapshot
 from m3l_ros.inputs import Inputs
+from m3l_ros.judgement import ERROR_KIND, OUTAGE_KIND, Judgement
+from m3l_ros.models import check_model, device_memory, load_model, release_memory
 from m3l_ros.outputs import Outputs
-from m3l_ros.parameters import NodeParameters, declare_parameters, read_parameters
+from m3l_ros.parameters import (
+    NodeParameters,
+    ParameterError,
+    check_change,
+    declare_parameters,
+    read_parameters,
+    with_parameters,
+)
 from m3l_ros.pipeline import Pipeline
 from m3l_ros.providers import CONVERSION, MESSAGE_FILTERS
+from m3l_ros.qos import NO_PUBLISHER_EVENTS
 
-if TYPE_CHECKING:
-    from m3l_model.predictor import Predictor
-
-_WARM_UP_SHAPE = (480, 640)
+_BUSY_AFTER = 0.5
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _FAILURE = TransitionCallbackReturn.FAILURE
 
 
-class SegmentationNode(LifecycleNode):
+class SegmentationNode(LifecycleNodeMixin, Node):
     """Publishes one segmentation mask for every colour image, with the depth image of the same moment or without.
 
     configure loads the model, warms it up and offers the outputs; activate subscribes; deactivate unsubscribes;
     cleanup frees the model. A transition that fails says why in one line, releases what it took and leaves the node in
-    the state it was in. Images are received in one callback group and segmented in a thread of the pipeline;
-    diagnostics go out in every state.
+    the state it was in. Another checkpoint, set while there is a model, is loaded in a thread of its own and swapped in
+    between two frames, or refused and the parameter set back.
+
+    Images, diagnostics, transitions and parameters have callback groups of their own, so that none keeps another from
+    being served; images are segmented in a thread of the pipeline.
 
     Args:
         **kwargs: of ``rclpy.node.Node``, such as ``namespace``, ``context`` and ``parameter_overrides``.
@@ -52,7 +64,8 @@ class SegmentationNode(LifecycleNode):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("segmentation_node", **kwargs)
+        Node.__init__(self, "segmentation_node", **kwargs)  # LifecycleNode gives the mixin no callback group
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         try:
             declare_parameters(self)
         except M3LError:
@@ -63,15 +76,20 @@ class SegmentationNode(LifecycleNode):
         self._state = "unconfigured"
         self._error: str | None = None
         self._settings = read_parameters(self)
+        self._swap: threading.Thread | None = None
+        self._swap_error: str | None = None
         self._pipeline: Pipeline | None = None
         self._inputs: Inputs | None = None
         self._core: RgbdSynchronizer | None = None
         self._outage: bool | None = None
         self._outage_lock = threading.Lock()
-        self._image_group = MutuallyExclusiveCallbackGroup()
+        self._problems: frozenset[str] = frozenset()
+        self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._diagnostics = Diagnostics(self.get_fully_qualified_name().lstrip("/"))
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._diagnostics_publisher = self.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=NO_PUBLISHER_EVENTS
+        )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(
             self._settings.diagnostics_period,
@@ -82,7 +100,9 @@ class SegmentationNode(LifecycleNode):
         self.get_logger().info(f"image conversion: {CONVERSION}; message filters: {MESSAGE_FILTERS}")
         if self._settings.autostart:
             # Once the executor spins: transitions in the constructor would keep it from serving anybody meanwhile.
-            self._autostart_timer = self.create_timer(0.0, self._autostart, None, steady)
+            self._autostart_timer = self.create_timer(
+                0.0, self._autostart, MutuallyExclusiveCallbackGroup(), steady
+            )
 
     # Transitions. rclpy swallows what they raise, so they do not.
 
@@ -150,11 +170,11 @@ class SegmentationNode(LifecycleNode):
             return response
 
     def _attempt(self, transition: str, action: Callable[[], None]) -> bool:
+        self._swap_error = None
         try:
             action()
         except Exception as error:
-            reason = str(error) if isinstance(error, M3LError) else f"{type(error).__name__}: {error}"
-            self._error = f"cannot {transition}: {' '.join(reason.split())}"
+            self._error = f"cannot {transition}: {_reason(error)}"
             self.get_logger().error(self._error)
             return False
         self._error = None
@@ -167,12 +187,8 @@ class SegmentationNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters = read_parameters(self)
-        if not parameters.checkpoint:
-            raise M3LError(
-                "parameter checkpoint is empty; give a model file, as in --ros-args -p checkpoint:=model.safetensors"
-            )
         begin = time.monotonic()
-        predictor = _load_predictor(parameters)
+        predictor = load_model(parameters)
         self._core = RgbdSynchronizer(
             slop=parameters.slop,
             max_wait=parameters.max_wait,
@@ -182,22 +198,15 @@ class SegmentationNode(LifecycleNode):
         )
         self._outage = None
         self._settings = parameters
-        self._pipeline = Pipeline(
-            predictor,
-            Outputs(self, predictor.labels, parameters.overlay_opacity),
-            parameters,
-            self.get_logger(),
-        )
-        self.get_logger().info(
-            f"loaded {parameters.checkpoint}: {len(predictor.labels.classes)} classes, on {predictor.device}, "
-            f"{_name(predictor.precision)}, in {time.monotonic() - begin:.1f} s"
-        )
+        outputs = Outputs(self, predictor.labels, parameters)
+        self._pipeline = Pipeline(predictor, outputs, parameters, self.get_logger())
+        self._say_loaded(begin)
 
     def _activate(self) -> None:
         if self._core is None or self._pipeline is None:
             raise M3LError("the node is not configured")
         self._pipeline.start()
-        self._inputs = Inputs(self, self._core, self._settings, self._on_frame, self._image_group)
+        self._inputs = Inputs(self, self._core, self._settings, self._on_frame)
         status = self._inputs.status()
         self.get_logger().info(f"active: colour from {status.rgb.topic}, depth from {status.depth.topic}")
 
@@ -213,40 +222,123 @@ class SegmentationNode(LifecycleNode):
         self._deactivate()
         pipeline, self._pipeline, self._core = self._pipeline, None, None
         if pipeline is not None:
-            on_gpu = pipeline.predictor.device.type == "cuda"
             pipeline.outputs.close()
             del pipeline
-            _collect_garbage(on_gpu)
+            release_memory()
+
+    # Parameters
+
+    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """Take over values that may change now, and refuse others; what is accepted here is set, nobody is asked after.
+
+        Humble has no callback for parameters that are set.
+        """
+        values = {parameter.name: parameter.value for parameter in parameters}
+        if threading.current_thread() is self._swap:  # gives the old checkpoint back
+            return SetParametersResult(successful=True)
+        if not self._transition.acquire(timeout=_BUSY_AFTER):
+            return _refusal("the node is changing its state; try again when it has")
+        try:
+            check_change(values, self._state)
+            if "checkpoint" in values and self._pipeline is not None:
+                self._begin_swap(values["checkpoint"])
+                del values["checkpoint"]
+            self._use(with_parameters(self._settings, values))
+        except M3LError as error:
+            return _refusal(str(error))
+        finally:
+            self._transition.release()
+        return SetParametersResult(successful=True)
+
+    def _use(self, settings: NodeParameters) -> None:
+        before, self._settings = self._settings, settings
+        if self._pipeline is not None:
+            self._pipeline.outputs.use_parameters(settings)
+        tolerances = (settings.slop, settings.max_wait, settings.depth_timeout)
+        if self._core is None or tolerances == (before.slop, before.max_wait, before.depth_timeout):
+            return
+        if self._inputs is not None:
+            self._inputs.set_tolerances(*tolerances)
+        else:
+            self._core.set_tolerances(*tolerances)
+
+    def _begin_swap(self, checkpoint: str) -> None:
+        if self._swap is not None and self._swap.is_alive():
+            raise ParameterError("another checkpoint is being loaded; try again when it is in use or refused")
+        if not checkpoint:
+            raise ParameterError(
+                "parameter checkpoint: a configured node needs one; clean it up to go without"
+            )
+        check_model(checkpoint, self._settings.num_classes)
+        settings = with_parameters(self._settings, {"checkpoint": checkpoint})
+        self._swap = threading.Thread(
+            target=self._load_and_swap, args=(settings, self._pipeline), name="swap", daemon=True
+        )
+        self._swap.start()
+
+    def _load_and_swap(self, settings: NodeParameters, pipeline: Pipeline) -> None:
+        """Load a model while the old one works, and go on with it; if that fails, say so and restore the parameter."""
+        begin = time.monotonic()
+        try:
+            predictor = load_model(settings)
+        except Exception as error:
+            self._swap_error = f"{settings.checkpoint} was refused: {_reason(error)}"
+            self.get_logger().error(f"{self._swap_error}; going on with {self._settings.checkpoint}")
+            if self._pipeline is pipeline:
+                self.set_parameters([Parameter("checkpoint", value=self._settings.checkpoint)])
+            return
+        with self._transition:
+            if self._pipeline is not pipeline:  # cleaned up meanwhile; it will be configured with the new one
+                return
+            pipeline.swap(predictor)
+            self._settings = with_parameters(self._settings, {"checkpoint": settings.checkpoint})
+            self._swap_error = None
+            self._say_loaded(begin)
+        release_memory()
+
+    def _say_loaded(self, begin: float) -> None:
+        assert self._pipeline is not None
+        predictor = self._pipeline.predictor
+        self.get_logger().info(
+            f"loaded {self._settings.checkpoint}: {len(predictor.labels.classes)} classes, on {predictor.device}, "
+            f"{_name(predictor.precision)}, in {time.monotonic() - begin:.1f} s"
+        )
 
     # Work
 
-    def _on_frame(self, frame: Frame, camera_info: CameraInfo | None) -> None:
+    def _on_frame(self, frame: Frame, camera_info: CameraInfo | None, waited: float) -> None:
         if self._pipeline is not None:
-            self._pipeline.submit(frame, camera_info)
+            self._pipeline.submit(frame, camera_info, waited)
         if self._inputs is not None:
-            self._note_outage(self._inputs.sync_status())
+            self._note_outage(self._inputs.outage)
 
-    def _note_outage(self, sync: SyncStatus) -> None:
-        """Log once that depth was lost, and once that it is back; nothing before the first image."""
-        if not (sync.rgb_accepted or sync.depth_accepted):
-            return
+    def _note_outage(self, outage: bool) -> None:
+        """Log once that depth was lost, and once that it is back."""
         with self._outage_lock:
-            before, self._outage = self._outage, sync.outage
-        if before == sync.outage:
+            before, self._outage = self._outage, outage
+        if before == outage:
             return
-        if sync.outage:
-            never = "" if sync.depth_accepted else " yet"
+        if outage:
+            never = " yet" if before is None else ""
             self.get_logger().warning(f"no depth{never}: segmenting colour alone until it comes")
         elif before is not None:
             self.get_logger().info("depth is back: segmenting colour and depth")
 
     def _publish_diagnostics(self) -> None:
         snapshot = self._snapshot()
-        if snapshot.inputs and snapshot.sync:
-            self._note_outage(snapshot.sync)
-        self._diagnostics_publisher.publish(
-            self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
-        )
+        sync = snapshot.sync
+        if snapshot.inputs and sync and (sync.rgb_accepted or sync.depth_accepted):
+            self._note_outage(sync.outage)
+        message, problems = self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
+        self._diagnostics_publisher.publish(message)
+        self._note_problems(problems)
+
+    def _note_problems(self, problems: Sequence[Judgement]) -> None:
+        """Log each problem once, when it begins; errors and outages have been logged already."""
+        for problem in problems:
+            if problem.kind not in (*self._problems, ERROR_KIND, OUTAGE_KIND):
+                self.get_logger().warning(problem.text)
+        self._problems = frozenset(problem.kind for problem in problems)
 
     def _snapshot(self) -> Snapshot:
         pipeline, inputs, core = self._pipeline, self._inputs, self._core
@@ -260,48 +352,49 @@ class SegmentationNode(LifecycleNode):
         return Snapshot(
             time=time.monotonic(),
             state=self._state,
-            error=self._error,
-            model=None
-            if pipeline is None
-            else ModelStatus(
-                checkpoint=self._settings.checkpoint,
-                classes=len(pipeline.predictor.labels.classes),
-                device=str(pipeline.predictor.device),
-                precision=_name(pipeline.predictor.precision),
-                subscribed=pipeline.outputs.wanted(),
-            ),
+            error=self._error or self._swap_error,
+            model=self._model_status(pipeline) if pipeline else None,
             inputs=inputs.status() if inputs else None,
             sync=sync,
             tally=tally,
             timings=pipeline.timings() if pipeline else [],
-            slop=self._settings.slop,
+            parameters=self._settings,
+            outage_length=self._outage_length(sync),
+            memory=_resident_bytes(),
         )
 
+    def _model_status(self, pipeline: Pipeline) -> ModelStatus:
+        return ModelStatus(
+            checkpoint=self._settings.checkpoint,
+            classes=len(pipeline.predictor.labels.classes),
+            device=str(pipeline.predictor.device),
+            precision=_name(pipeline.predictor.precision),
+            subscribed=pipeline.outputs.wanted(),
+            device_memory=device_memory(pipeline.predictor.device),
+        )
 
-def _load_predictor(parameters: NodeParameters) -> Predictor:
-    """Load the model and run it once, so that the first frame does not pay for what torch prepares on first use."""
-    # torch takes seconds to import: here the node is up by then, and answers.
-    import torch
-
-    from m3l_model.predictor import Predictor
-
-    if parameters.num_threads:
-        torch.set_num_threads(parameters.num_threads)
-    predictor = Predictor.from_checkpoint(
-        Path(parameters.checkpoint).expanduser(), parameters.device, parameters.precision
-    )
-    predictor.predict(np.zeros((*_WARM_UP_SHAPE, 3), np.uint8), np.ones(_WARM_UP_SHAPE, np.float32))
-    return predictor
+    def _outage_length(self, sync: SyncStatus | None) -> float:
+        if sync is None or sync.outage_since_ns is None:
+            return 0.0
+        return max(self.get_clock().now().nanoseconds - sync.outage_since_ns, 0) / 1e9
 
 
 def _name(precision: object) -> str:
     return str(precision).removeprefix("torch.")
 
 
-def _collect_garbage(on_gpu: bool) -> None:
-    """Give back the memory of a model that is no longer used; torch would keep a GPU's for itself."""
-    gc.collect()
-    if on_gpu:
-        import torch
+def _reason(error: Exception) -> str:
+    reason = str(error) if isinstance(error, M3LError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split())
 
-        torch.cuda.empty_cache()
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _refusal(reason: str) -> SetParametersResult:
+    return SetParametersResult(successful=False, reason=reason)

@@ -15,7 +15,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
 from m3l_model.labels import LabelSet
-from m3l_ros.qos import LATCHED_QOS, MASK_QOS
+from m3l_ros.parameters import OUTPUTS, NodeParameters
+from m3l_ros.qos import LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
 
 if TYPE_CHECKING:
     from m3l_model.predictor import Prediction
@@ -25,11 +26,7 @@ try:
 except ImportError:
     LabelInfo = None
 
-MASK = "mask"
-COLOR = "color"
-OVERLAY = "overlay"
-CONFIDENCE = "confidence"
-CAMERA_INFO = "camera_info"
+MASK, COLOR, OVERLAY, CONFIDENCE, CAMERA_INFO = OUTPUTS
 
 
 class Outputs:
@@ -38,31 +35,52 @@ class Outputs:
     Args:
         node: gets the publishers.
         labels: names and colours of the classes.
-        opacity: of the classes' colours in the overlay, 0..1.
+        parameters: say which outputs there are, and how opaque the overlay's colours.
     """
 
-    def __init__(self, node: Node, labels: LabelSet, opacity: float) -> None:
+    def __init__(self, node: Node, labels: LabelSet, parameters: NodeParameters) -> None:
         self._node = node
-        self._labels = labels
-        self._opacity = opacity
+        self.use_parameters(parameters)
         self._lock = threading.Lock()  # diagnostics ask what is wanted while the node is cleaned up
         self._publishers = {
             name: node.create_publisher(
-                CameraInfo if name == CAMERA_INFO else Image, f"segmentation/{name}", MASK_QOS
+                CameraInfo if name == CAMERA_INFO else Image,
+                f"segmentation/{name}",
+                MASK_QOS,
+                event_callbacks=NO_PUBLISHER_EVENTS,
             )
-            for name in (MASK, COLOR, OVERLAY, CONFIDENCE, CAMERA_INFO)
+            for name in OUTPUTS
         }
-        self._latched = [node.create_publisher(String, "segmentation/classes", LATCHED_QOS)]
-        self._latched[0].publish(String(data=labels.to_json()))
-        if LabelInfo is not None:
-            self._latched.append(node.create_publisher(LabelInfo, "segmentation/label_info", LATCHED_QOS))
-            self._latched[1].publish(_label_info(labels, node))
+        self._classes, self._label_info = (
+            None
+            if message_type is None
+            else node.create_publisher(
+                message_type, f"segmentation/{name}", LATCHED_QOS, event_callbacks=NO_PUBLISHER_EVENTS
+            )
+            for message_type, name in ((String, "classes"), (LabelInfo, "label_info"))
+        )
+        self.use_labels(labels)
+
+    def use_parameters(self, parameters: NodeParameters) -> None:
+        """Take over what may change at any time."""
+        self._enabled = frozenset(parameters.outputs)
+        self._opacity = parameters.overlay_opacity
+
+    def use_labels(self, labels: LabelSet) -> None:
+        """Publish the classes of the masks to come."""
+        self._labels = labels
+        assert self._classes is not None
+        self._classes.publish(String(data=labels.to_json()))
+        if self._label_info is not None:
+            self._label_info.publish(_label_info(labels, self._node))
 
     def wanted(self) -> frozenset[str]:
-        """Which of a frame's topics somebody subscribes to."""
+        """Which of a frame's topics are enabled, and subscribed to by somebody."""
         with self._lock:
             return frozenset(
-                name for name, publisher in self._publishers.items() if publisher.get_subscription_count() > 0
+                name
+                for name, publisher in self._publishers.items()
+                if name in self._enabled and publisher.get_subscription_count() > 0
             )
 
     def publish(
@@ -105,10 +123,11 @@ class Outputs:
     def close(self) -> None:
         """Withdraw every topic."""
         with self._lock:
-            publishers = [*self._publishers.values(), *self._latched]
+            publishers = [*self._publishers.values(), self._classes, self._label_info]
             self._publishers.clear()
         for publisher in publishers:
-            self._node.destroy_publisher(publisher)
+            if publisher is not None:
+                self._node.destroy_publisher(publisher)
 
 
 def image_message(header: Header, encoding: str, pixels: npt.NDArray[Any]) -> Image:

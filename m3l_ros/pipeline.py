@@ -51,6 +51,8 @@ class Tally:
     outcomes: Mapping[Outcome, int]
     depth_only_masks: int
     depth_unreadable: int  # segmented without its depth image, which could not be read
+    depth_empty: int  # segmented without its depth image, which held no reading: all zero or NaN
+    depth_used: int  # segmented with its depth image
 
     @property
     def masks(self) -> int:
@@ -71,7 +73,7 @@ class Tally:
 class Timing(NamedTuple):
     """Where the time of one frame went, s."""
 
-    queue: float
+    wait: float  # for its depth, and for the frame before
     conversion: float
     inference: float
     publication: float
@@ -80,7 +82,7 @@ class Timing(NamedTuple):
 class _Job(NamedTuple):
     frame: Frame
     camera_info: CameraInfo | None
-    submitted: float
+    arrived: float  # steady time, s
 
 
 class Pipeline:
@@ -105,16 +107,34 @@ class Pipeline:
         self._lock = threading.Lock()
         self._outcomes: Counter[Outcome] = Counter()
         self._depth_only_masks = 0
-        self._depth_unreadable = 0
+        self._depth: Counter[str] = Counter()
         self._timings: deque[Timing] = deque(maxlen=_TIMINGS_KEPT)
 
     def start(self) -> None:
         """Begin to take frames."""
         self._worker = FrameWorker(self._handle, self._capacity, self._newest_wins)
 
-    def submit(self, frame: Frame, camera_info: CameraInfo | None) -> None:
-        """Leave a frame to the pipeline's thread."""
-        job = _Job(frame, camera_info, time.monotonic())
+    def swap(self, predictor: Predictor) -> None:
+        """Go on with another model after the frame in hand; the classes are published before its first mask."""
+
+        def use() -> None:
+            self.predictor = predictor
+            self.outputs.use_labels(predictor.labels)
+
+        if self._worker is None or self._worker.stopping:
+            use()
+        else:
+            self._worker.between_frames(use)
+
+    def submit(self, frame: Frame, camera_info: CameraInfo | None, waited: float = 0.0) -> None:
+        """Leave a frame to the pipeline's thread.
+
+        Args:
+            frame: with colour, depth or both.
+            camera_info: of colour; None where none has come.
+            waited: time since its image arrived, s.
+        """
+        job = _Job(frame, camera_info, time.monotonic() - waited)
         displaced = self._worker.offer(job) if self._worker else job
         if displaced is None:
             return
@@ -146,7 +166,9 @@ class Pipeline:
             return Tally(
                 {outcome: self._outcomes[outcome] for outcome in Outcome},
                 self._depth_only_masks,
-                self._depth_unreadable,
+                depth_unreadable=self._depth["unreadable"],
+                depth_empty=self._depth["empty"],
+                depth_used=self._depth["used"],
             )
 
     def timings(self) -> list[Timing]:
@@ -182,10 +204,12 @@ class Pipeline:
         header = (frame.depth if frame.rgb is None else frame.rgb).header
         self.outputs.publish(wanted, header, prediction, rgb, job.camera_info)
         timing = Timing(
-            begin - job.submitted, converted - begin, inferred - converted, time.monotonic() - inferred
+            begin - job.arrived, converted - begin, inferred - converted, time.monotonic() - inferred
         )
         with self._lock:
             self._timings.append(timing)
+            if depth is not None:
+                self._depth["used" if "depth" in prediction.used else "empty"] += 1
         return Outcome.MASKED
 
     def _read_depth(self, frame: Frame) -> Any:
@@ -197,7 +221,7 @@ class Pipeline:
                 raise
             self._logger.error(f"segmenting without depth: {error}", throttle_duration_sec=_LOG_EVERY)
             with self._lock:
-                self._depth_unreadable += 1
+                self._depth["unreadable"] += 1
             return None
 
     def _count(self, frame: Frame, outcome: Outcome) -> None:

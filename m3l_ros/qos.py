@@ -7,6 +7,21 @@ from collections.abc import Sequence
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+try:
+    from rclpy.event_handler import (
+        PublisherEventCallbacks,
+        SubscriptionEventCallbacks,
+        UnsupportedEventTypeError,
+    )
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+
+NO_PUBLISHER_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
+"""Each event is one more thing that rclpy's executor looks at whenever it wakes, a hundred times a second here."""
+
+NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
+"""Likewise."""
+
 MASK_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=5)
 """Of what the node publishes for every frame."""
 
@@ -22,6 +37,18 @@ CAMERA_INFO_QOS = QoSProfile(
     reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST, depth=1
 )
 """Matches every publisher; one that is lost comes again with the next image."""
+
+
+__all__ = [
+    "CAMERA_INFO_QOS",
+    "LATCHED_QOS",
+    "MASK_QOS",
+    "NO_PUBLISHER_EVENTS",
+    "NO_SUBSCRIPTION_EVENTS",
+    "SubscriptionEventCallbacks",
+    "UnsupportedEventTypeError",
+    "input_qos",
+]
 
 
 def input_qos(policy: str, depth: int, offered: Sequence[ReliabilityPolicy]) -> QoSProfile:

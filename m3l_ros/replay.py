@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes a recorded bag as it was recorded, with faults: header stamps kept, depth withheld when told to."""
+"""Publishes a recorded bag as it was recorded: header stamps kept, depth withheld and faults put in when told to."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
 from rosbags.interfaces import Qos
 from rosgraph_msgs.msg import Clock
 
 from m3l_model.bags import BagReader, RawMessage
 from m3l_model.errors import M3LError
+from m3l_ros.faults import FaultInjector, Stream
+from m3l_ros.faulty_camera import FaultyCamera, Offer
 
 _CLOCK = "/clock"
 _TF_STATIC = "/tf_static"
@@ -68,6 +71,7 @@ class ReplayOptions:
         loop: start over at the end, until interrupted.
         delay: seconds to wait before the first message.
         wait_for_subscribers: seconds to wait at most for a subscriber of colour and of depth; None: do not wait.
+        faults: seed of the faults to put into colour and depth; None: none.
     """
 
     rate: float = 1.0
@@ -78,6 +82,7 @@ class ReplayOptions:
     loop: bool = False
     delay: float = 0.0
     wait_for_subscribers: float | None = None
+    faults: int | None = None
 
     def __post_init__(self) -> None:
         if not self.rate > 0:
@@ -91,6 +96,8 @@ class ReplayCounts(NamedTuple):
     """Messages of each topic."""
     withheld: int
     """Depth images."""
+    faults: int = 0
+    """Episodes of them."""
 
 
 class BagPlayer:
@@ -122,12 +129,18 @@ class BagPlayer:
         self._report = report
         self._published: Counter[str] = Counter()
         self._withheld = 0
+        self._camera_offers: dict[Stream, Offer] = {}
         with BagReader(self._path) as bag:
             self._start_ns = bag.start_ns
             self._duration = (bag.end_ns - bag.start_ns) / 1e9
             self._depth_topic = self._choose_depth_topic(bag)
+            self._camera_topics = self._choose_camera_topics(bag)
             self._publishers = dict(self._create_publishers(bag))
             self._awaited = self._awaited_topics(bag)
+        self._injector = FaultInjector(self._options.faults or 0, report)
+        self._camera = (
+            FaultyCamera(node, self._camera_offers, self._injector) if self._camera_topics else None
+        )
         self._clock = node.create_publisher(Clock, _CLOCK, 10) if self._options.clock else None
 
     def play(self) -> ReplayCounts:
@@ -148,8 +161,10 @@ class BagPlayer:
                 for begin, end in options.drop_depth
             )
         )
+        rounds = 0
         while True:
-            self._play_once()
+            self._play_once(rounds * self._duration)
+            rounds += 1
             if not options.loop:
                 break
             self._report("start over")
@@ -158,23 +173,42 @@ class BagPlayer:
 
     def counts(self) -> ReplayCounts:
         """What was published so far."""
-        return ReplayCounts(dict(self._published), self._withheld)
+        published = dict(self._published)
+        if self._camera is not None:
+            published |= {
+                topic: self._camera.published[stream] for topic, stream in self._camera_topics.items()
+            }
+        return ReplayCounts(published, self._withheld, self._injector.injected.total())
 
-    def _play_once(self) -> None:
+    def _play_once(self, played: float) -> None:
         begin = time.monotonic()
         reported = begin
         with BagReader(self._path) as bag:
-            for message in bag.raw_messages(self._publishers):
+            for message in bag.raw_messages([*self._publishers, *self._camera_topics]):
                 offset = (message.log_ns - self._start_ns) / 1e9
+                self._deliver_until(begin, played, offset)
                 self._sleep_until(begin, offset)
                 if time.monotonic() >= reported + _PROGRESS_PERIOD:
                     reported = time.monotonic()
                     self._report(f"{offset:.1f} / {self._duration:.1f} s, {self._published.total()} messages")
                 if self._is_withheld(message, offset):
                     self._withheld += 1
+                elif self._camera is not None and message.topic in self._camera_topics:
+                    stream = self._camera_topics[message.topic]
+                    image = deserialize_message(bytes(message.data), _message_class(message.msgtype))
+                    self._camera.add(stream, image, played + offset)
+                    self._camera.deliver(played + offset)
                 else:
                     self._publishers[message.topic].publish(bytes(message.data))
                     self._published[message.topic] += 1
+
+    def _deliver_until(self, begin: float, played: float, offset: float) -> None:
+        """Publish the delayed images that fall due by ``offset``, each in its time."""
+        while self._camera is not None and (due := self._camera.next_due()) is not None:
+            if due > played + offset:
+                return
+            self._sleep_until(begin, due - played)
+            self._camera.deliver(due)
 
     def _sleep_until(self, begin: float, offset: float) -> None:
         """Wait for the moment of the bag that is ``offset`` seconds after its start, publishing its time meanwhile."""
@@ -208,11 +242,28 @@ class BagPlayer:
             raise ReplayError(f"{self._path}: no topic looks like depth; name it with --depth-topic")
         return topic
 
+    def _choose_camera_topics(self, bag: BagReader) -> dict[str, Stream]:
+        """The topics whose images pass through the injector."""
+        if self._options.faults is None:
+            return {}
+        topics = bag.choose_topics(depth=self._options.depth_topic)
+        wanted = self._options.topics
+        chosen: dict[str, Stream] = {topics.rgb: "rgb"}
+        if topics.depth is not None:
+            chosen[topics.depth] = "depth"
+        return {topic: stream for topic, stream in chosen.items() if wanted is None or topic in wanted}
+
     def _awaited_topics(self, bag: BagReader) -> list[str]:
         if self._options.wait_for_subscribers is None:
             return []
         topics = bag.choose_topics(depth=self._options.depth_topic)
-        return [topic for topic in (topics.rgb, topics.depth) if topic in self._publishers and topic]
+        published = (*self._publishers, *self._camera_topics)
+        return [topic for topic in (topics.rgb, topics.depth) if topic in published and topic]
+
+    def _publisher(self, topic: str) -> Publisher:
+        if self._camera is not None and topic in self._camera_topics:
+            return self._camera.publisher(self._camera_topics[topic])
+        return self._publishers[topic]
 
     def _create_publishers(self, bag: BagReader) -> Iterator[tuple[str, Publisher]]:
         recorded = {connection.topic: connection.msgtype for connection in bag.connections}
@@ -229,25 +280,29 @@ class BagPlayer:
             if message_class is None:
                 self._report(f"leaving out {topic}: its type {recorded[topic]} is not installed")
                 continue
-            yield (
-                topic,
-                self._node.create_publisher(message_class, topic, _offered_qos(topic, bag.qos(topic))),
-            )
+            qos = _offered_qos(topic, bag.qos(topic))
+            if topic in self._camera_topics:
+                self._camera_offers[self._camera_topics[topic]] = Offer(topic, message_class, qos)
+            else:
+                yield topic, self._node.create_publisher(message_class, topic, qos)
 
     def _wait_for_subscribers(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         self._report(f"waiting for subscribers of {', '.join(self._awaited)}")
         while alone := [
-            topic for topic in self._awaited if self._publishers[topic].get_subscription_count() == 0
+            topic for topic in self._awaited if self._publisher(topic).get_subscription_count() == 0
         ]:
             if time.monotonic() >= deadline:
-                names = ", ".join(self._publishers[topic].topic_name for topic in alone)
+                names = ", ".join(self._publisher(topic).topic_name for topic in alone)
                 raise ReplayError(
                     f"nobody subscribed to {names} within {timeout:g} s; is the node active, and remapped to it?"
                 )
             time.sleep(_POLL_PERIOD)
 
     def _wait_until_acknowledged(self) -> None:
+        if self._camera is not None:
+            self._camera.deliver(float("inf"))
+            self._camera.close()
         deadline = time.monotonic() + _ACKNOWLEDGE_TIMEOUT
         for topic, publisher in self._publishers.items():
             left = max(deadline - time.monotonic(), 0.0)

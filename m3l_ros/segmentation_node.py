@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from m3l_model.errors import M3LError
 from m3l_model.openmp import share_cores
 from m3l_ros.availability import start_ros, without_ros_arguments
+from m3l_ros.memory import keep_freed_memory
 from m3l_ros.parameters import parameter_infos
 from m3l_ros.transport import fastdds_environment
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Once the node has run, the process ends here with code 0; otherwise the exit code is returned.
     """
     share_cores(os.environ)
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Blocked, in every thread to come, they wait for _run to ask for them: none is lost, whatever runs meanwhile.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -141,6 +143,8 @@ def _parameter_help() -> str:
 def _yaml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
     return str(value) or "''"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType, ROSClock
@@ -29,11 +29,11 @@ class RgbdTimeSynchronizer(SimpleFilter):
         rgb = Subscriber(node, Image, "rgb/image")
         depth = Subscriber(node, Image, "depth/image")
         synchronizer = RgbdTimeSynchronizer(node, RgbdSynchronizer(0.02, 0.1, 0.5, 30), rgb, depth)
-        synchronizer.registerCallback(on_frame)  # on_frame(frame: m3l_model.sync.Frame)
+        synchronizer.registerCallback(on_frame)  # on_frame(frame: m3l_model.sync.Frame, waited: float)
 
-    Frames are handed over in order, one at a time, and never under a lock. Time is the node's ROS clock. A steady
-    timer polls while a colour image waits; none waits longer than 1 s of steady time, even where the ROS clock is
-    paused, slow or absent.
+    ``waited`` are the seconds, of the steady clock, since the frame's image arrived. Frames are handed over in order,
+    one at a time, and never under a lock. Time is the node's ROS clock. A steady timer polls while a colour image
+    waits; none waits longer than 1 s of steady time, even where the ROS clock is paused, slow or absent.
 
     Args:
         node: gives the clock, the timer and the context.
@@ -56,7 +56,7 @@ class RgbdTimeSynchronizer(SimpleFilter):
         self._core = core
         self._clock = cast(ROSClock, node.get_clock())
         self._lock = threading.Lock()
-        self._due: deque[Frame] = deque()
+        self._due: deque[Frame] = deque()  # of _Arrived
         self._delivering = False
         self._closed = False
         self._armed = False
@@ -76,8 +76,9 @@ class RgbdTimeSynchronizer(SimpleFilter):
         with self._lock:
             if self._closed:
                 return
-            self._arrivals.append(time.monotonic_ns())
-            self._due.extend(self._core.add_rgb(_stamp_ns(msg), msg, self._clock.now().nanoseconds))
+            arrived = _Arrived(msg, time.monotonic_ns())
+            self._arrivals.append(arrived.at_ns)
+            self._due.extend(self._core.add_rgb(_stamp_ns(msg), arrived, self._clock.now().nanoseconds))
             self._arm()
         self._deliver()
 
@@ -86,9 +87,16 @@ class RgbdTimeSynchronizer(SimpleFilter):
         with self._lock:
             if self._closed:
                 return
-            self._due.extend(self._core.add_depth(_stamp_ns(msg), msg, self._clock.now().nanoseconds))
+            arrived = _Arrived(msg, time.monotonic_ns())
+            self._due.extend(self._core.add_depth(_stamp_ns(msg), arrived, self._clock.now().nanoseconds))
             self._arm()
         self._deliver()
+
+    def set_tolerances(self, slop: float, max_wait: float, depth_timeout: float) -> None:
+        """Change the policy's, for the images that wait too; see `RgbdSynchronizer.set_tolerances`."""
+        with self._lock:
+            self._core.set_tolerances(slop, max_wait, depth_timeout)
+            self._arm()
 
     def status(self) -> SyncStatus:
         """Counters and state as of now, for diagnostics; hands over what has fallen due by now."""
@@ -99,12 +107,17 @@ class RgbdTimeSynchronizer(SimpleFilter):
         self._deliver()
         return status
 
+    @property
+    def outage(self) -> bool:
+        """Whether there was no depth for longer than the policy's timeout, as of the latest image or poll."""
+        return self._core.outage
+
     def close(self) -> list[Frame]:
         """Stop for good; returns the frames that nobody will get. What the filters still send is ignored."""
         self._node.destroy_timer(self._timer)
         with self._lock:
             self._closed = True
-            left = [*self._due, *self._core.flush()]
+            left = [_unwrap(frame) for frame in (*self._due, *self._core.flush())]
             self._due.clear()
             return left
 
@@ -152,11 +165,24 @@ class RgbdTimeSynchronizer(SimpleFilter):
                     return
                 self._delivering = True
                 frame = self._due.popleft()
+            arrived = frame.depth if frame.rgb is None else frame.rgb
             try:
-                self.signalMessage(frame)
+                self.signalMessage(_unwrap(frame), (time.monotonic_ns() - arrived.at_ns) / 1e9)
             finally:
                 with self._lock:
                     self._delivering = False
+
+
+class _Arrived(NamedTuple):
+    """A message, and the steady time at which it came."""
+
+    msg: Any
+    at_ns: int
+
+
+def _unwrap(frame: Frame) -> Frame:
+    rgb, depth = (None if image is None else image.msg for image in (frame.rgb, frame.depth))
+    return frame._replace(rgb=rgb, depth=depth)
 
 
 def _stamp_ns(msg: Any) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ class FrameWorker(Generic[T]):
         self._capacity = capacity
         self._newest_wins = newest_wins
         self._frames: deque[T] = deque()
+        self._interludes: deque[Callable[[], None]] = deque()
         self._condition = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segmentation", daemon=True)
@@ -49,6 +50,22 @@ class FrameWorker(Generic[T]):
             self._condition.notify()
             return displaced
 
+    def between_frames(self, action: Callable[[], None]) -> None:
+        """Have the thread call ``action`` before it takes the next frame, and wait until it has.
+
+        It must not raise, and not be asked for while or after the worker is stopped.
+        """
+        done = threading.Event()
+
+        def interlude() -> None:
+            action()
+            done.set()
+
+        with self._condition:
+            self._interludes.append(interlude)
+            self._condition.notify()
+        done.wait()
+
     def stop(self, timeout: float | None = None) -> list[T]:
         """Let the frame in hand be finished and end the thread; returns the frames that were still waiting.
 
@@ -66,8 +83,13 @@ class FrameWorker(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._frames or self._stopping)
+                self._condition.wait_for(lambda: self._frames or self._interludes or self._stopping)
                 if self._stopping:
                     return
-                frame = self._frames.popleft()
-            self._handle(frame)
+                interlude = self._interludes.popleft() if self._interludes else None
+                frame = None if interlude else self._frames.popleft()
+            if interlude:
+                interlude()
+            else:
+                self._handle(cast(T, frame))
+            del frame  # not to be kept until the next one comes

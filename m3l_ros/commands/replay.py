@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BEGIN:END",
         help="withhold depth images then, in seconds from the bag's start; can be given again",
     )
+    parser.add_argument(
+        "--faults",
+        type=int,
+        metavar="SEED",
+        help="put faults into colour and depth, one after another, the same for the same seed: lost, late, doubled, "
+        "damaged and frozen images, jumping stamps, pauses, publishers replaced and more",
+    )
     parser.add_argument("--depth-topic", metavar="TOPIC", help="default: guessed by type, encoding and name")
     parser.add_argument("--topics", nargs="+", metavar="TOPIC", help="publish these only (default: all)")
     parser.add_argument("--clock", action="store_true", help="publish the bag's time on /clock")
@@ -75,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         loop=args.loop,
         delay=args.delay,
         wait_for_subscribers=args.wait_for_subscribers,
+        faults=args.faults,
     )
     start_ros(["--ros-args", *args.ros_args])
     try:
@@ -85,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
             print("interrupted")
         counts = player.counts()
         withheld = f", {counts.withheld} depth images withheld" if drop_depth else ""
-        print(f"published {sum(counts.published.values())} messages{withheld}")
+        faults = f", {counts.faults} faults" if args.faults is not None else ""
+        print(f"published {sum(counts.published.values())} messages{withheld}{faults}")
     finally:
         rclpy.shutdown()
     return 0

@@ -530,6 +530,37 @@ def test_healthy_streams_forget_no_depth():
     assert status.frames[Reason.PAIRED] == 100
 
 
+def test_tolerances_change_for_what_waits_too():
+    driver = with_depth(1000)
+    assert driver.rgb(1060, 10) == []
+    driver.sync.set_tolerances(slop=0.06, max_wait=0.02, depth_timeout=10.0)
+    assert driver.deadline() == 30
+    assert driver.poll(30) == [(1060, 1000, "paired")]
+
+
+def test_depth_timeout_changes_when_the_outage_in_sight_begins_and_ends_none():
+    driver = with_depth(1000)
+    driver.sync.set_tolerances(SLOP / 1e3, MAX_WAIT / 1e3, depth_timeout=1.0)
+    driver.poll(900)
+    assert not driver.sync.outage
+    driver.poll(1001)
+    assert driver.sync.outage
+    driver.sync.set_tolerances(SLOP / 1e3, MAX_WAIT / 1e3, depth_timeout=3600.0)
+    driver.poll(1002)
+    assert driver.sync.outage
+    driver.depth(2000, 1010)
+    driver.poll(3_000_000)
+    assert not driver.sync.outage
+
+
+def test_tolerances_out_of_range_change_nothing():
+    driver = with_depth(1000)
+    with pytest.raises(M3LError, match="max_wait"):
+        driver.sync.set_tolerances(slop=1.0, max_wait=-1.0, depth_timeout=1.0)
+    driver.rgb(1060, 10)
+    assert driver.poll(10 + MAX_WAIT) == [(1060, None, "deadline")]
+
+
 def test_flush_releases_all_that_waits_at_the_end_of_a_bag():
     driver = with_depth(1000)
     driver.rgb(1010, 10)

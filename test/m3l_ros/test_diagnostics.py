@@ -10,16 +10,17 @@ from std_msgs.msg import Header
 from m3l_model.sync import RgbdSynchronizer
 from m3l_ros.diagnostics import Diagnostics, ModelStatus, Snapshot
 from m3l_ros.inputs import InputStatus, StreamStatus
+from m3l_ros.parameters import NodeParameters
 from m3l_ros.pipeline import Outcome, Tally, Timing
 
 MS = 1_000_000
 INPUTS = InputStatus(StreamStatus("/rgb", 1, True), StreamStatus("/depth", 1, False), None)
-UNCONFIGURED = Snapshot(0.0, "unconfigured", None, None, None, None, None, [], 0.02)
+UNCONFIGURED = Snapshot(0.0, "unconfigured", None, None, None, None, None, [], NodeParameters())
 
 
 def tally(**counts):
     outcomes = {outcome: counts.get(outcome.name, 0) for outcome in Outcome}
-    return Tally(outcomes, depth_only_masks=0, depth_unreadable=0)
+    return Tally(outcomes, depth_only_masks=0, depth_unreadable=0, depth_empty=0, depth_used=0)
 
 
 def synchronized(frames=10):
@@ -42,14 +43,15 @@ def active(core, time=0.0, **counts):
         sync=core.status(),
         tally=tally(**counts),
         timings=[Timing(0.001, 0.002, 0.03, 0.004)] * 5,
-        slop=0.02,
+        parameters=NodeParameters(),
+        memory=200 * 2**20,
     )
 
 
 def report(*snapshots, diagnostics=None):
     diagnostics = diagnostics or Diagnostics("front/segmentation_node")
     for snapshot in snapshots:
-        message = diagnostics.message(Header().stamp, snapshot)
+        message, _ = diagnostics.message(Header().stamp, snapshot)
     [status] = message.status
     return status, {pair.key: pair.value for pair in status.values}
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 
 import pytest
@@ -9,8 +10,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from m3l_ros.parameters import (
+    Changes,
     NodeParameters,
     ParameterError,
+    check_change,
     declare_parameters,
     parameter_infos,
     read_parameters,
@@ -42,6 +45,13 @@ def test_file_of_parameters_has_every_one_with_its_default(repository, make_node
     assert {name: type(value) for name, value in documented.items()} == {
         name: type(value) for name, value in declared.items()
     }
+
+
+def test_file_says_when_each_may_be_set(repository):
+    comments = comments_by_name((repository / "config" / "segmentation_node.yaml").read_text())
+    for info in parameter_infos():
+        said = re.search(r"\((any time|at the start)\)", comments[info.name])
+        assert (said[1] if said else "unconfigured") == info.changes.value, info.name
 
 
 def test_file_says_what_is_allowed(repository):
@@ -95,9 +105,8 @@ def test_wrong_value_at_the_start_is_refused(make_node, name, value, complaint):
     [
         ("slop", 0.1, True),
         ("slop", -0.1, False),
-        ("input_qos", "best_effort", True),
-        ("input_qos", "fast", False),
         ("max_wait", "long", False),
+        ("autostart", False, False),
     ],
 )
 def test_wrong_value_later_is_refused_with_the_reason(make_node, name, value, done):
@@ -109,9 +118,34 @@ def test_wrong_value_later_is_refused_with_the_reason(make_node, name, value, do
     assert node.get_parameter(name).value == (value if done else before)
 
 
+@pytest.mark.parametrize(
+    ("values", "state", "complaint"),
+    [
+        ({"input_qos": "best_effort"}, "unconfigured", None),
+        ({"input_qos": "fast"}, "unconfigured", "'fast' is not one of auto, reliable, best_effort"),
+        (
+            {"input_qos": "best_effort"},
+            "active",
+            "is read when the node is configured, and it is active: deact",
+        ),
+        ({"slop": 0.1, "outputs": ["mask"]}, "active", None),
+        ({"outputs": ["mask", "masks"]}, "active", "'masks' is not one of mask, color"),
+        ({"use_sim_time": True}, "active", None),
+    ],
+)
+def test_change_is_checked_against_choices_and_state(values, state, complaint):
+    if complaint is None:
+        check_change(values, state)
+        return
+    with pytest.raises(ParameterError, match=complaint):
+        check_change(values, state)
+
+
 def test_every_parameter_is_described(make_node):
     node = make_node()
     for info in parameter_infos():
         descriptor = node.describe_parameter(info.name)
         assert descriptor.description
-        assert descriptor.additional_constraints == info.allowed()
+        assert info.allowed() in descriptor.additional_constraints
+        assert f"set {info.changes.value}" in descriptor.additional_constraints
+        assert descriptor.read_only == (info.changes is Changes.AT_START)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
 
 from m3l_model.images import to_rgb
 from m3l_model.labels import LabelSet
@@ -20,6 +21,7 @@ from m3l_model.sync import Frame, Reason
 from m3l_ros.outputs import Outputs, image_message
 from m3l_ros.parameters import NodeParameters
 from m3l_ros.pipeline import Outcome, Pipeline, Tally
+from m3l_ros.qos import LATCHED_QOS
 
 LABELS = LabelSet.generic(4)
 
@@ -27,7 +29,8 @@ LABELS = LabelSet.generic(4)
 class StandIn:
     """A predictor whose masks hold the colour image's first value, and which can be held up or fail."""
 
-    def __init__(self):
+    def __init__(self, labels=LABELS):
+        self.labels = labels
         self.go_on = threading.Event()
         self.go_on.set()
         self.begun = threading.Semaphore(0)
@@ -42,27 +45,28 @@ class StandIn:
             raise RuntimeError("out of memory")
         shape = (rgb if rgb is not None else depth).shape[:2]
         confidence = np.full(shape, 0.5, np.float32) if with_confidence else None
-        return Prediction(np.full(shape, first, np.uint8), confidence, ("rgb",))
+        used = ("rgb", "depth") if depth is not None and depth.any() else ("rgb",)
+        return Prediction(np.full(shape, first, np.uint8), confidence, used)
 
 
 class Bench:
     """A pipeline with listeners for some of its outputs."""
 
-    def __init__(self, node, wait_until, outputs, **parameters):
+    def __init__(self, node, wait_until, listeners, **parameters):
         self.wait_until = wait_until
         self.model = StandIn()
-        self.outputs = Outputs(node, LABELS, opacity=0.25)
-        self.heard: dict[str, list[Any]] = {name: [] for name in outputs}
+        settings = NodeParameters(**{"overlay_opacity": 0.25, **parameters})
+        self.outputs = Outputs(node, LABELS, settings)
+        self.heard: dict[str, list[Any]] = {name: [] for name in listeners}
         self.subscriptions = [
             node.create_subscription(
                 CameraInfo if name == "camera_info" else Image, f"segmentation/{name}", heard.append, 50
             )
             for name, heard in self.heard.items()
         ]
-        wait_until(lambda: self.outputs.wanted() == set(outputs), "the listeners")
-        self.pipeline = Pipeline(
-            cast(Any, self.model), self.outputs, NodeParameters(**parameters), node.get_logger()
-        )
+        wanted = set(listeners) & set(settings.outputs)
+        wait_until(lambda: self.outputs.wanted() == wanted, "the listeners")
+        self.pipeline = Pipeline(cast(Any, self.model), self.outputs, settings, node.get_logger())
         self.pipeline.start()
 
     def submit(self, *values, info=None):
@@ -107,8 +111,8 @@ def frame(value, depth=None):
 def make_bench(node, wait_until):
     benches = []
 
-    def make(*outputs, **parameters):
-        benches.append(Bench(node, wait_until, outputs, **parameters))
+    def make(*listeners, **parameters):
+        benches.append(Bench(node, wait_until, listeners, **parameters))
         return benches[-1]
 
     yield make
@@ -188,6 +192,67 @@ def test_colour_is_segmented_alone_where_its_depth_is_damaged(make_bench):
     assert bench.pipeline.tally().depth_unreadable == 1
 
 
+def test_depth_without_a_reading_counts_as_missing(make_bench):
+    bench = make_bench("mask", overload="queue")
+    for value, depth in ((1, depth_message(1000)), (2, depth_message(0)), (3, None)):
+        bench.pipeline.submit(frame(value, depth=depth), None)
+    bench.wait_until(lambda: bench.values() == [1, 2, 3], "the masks")
+    bench.wait_until(lambda: bench.books() == {Outcome.MASKED: 3}, "the books")
+    tally = bench.pipeline.tally()
+    assert (tally.depth_used, tally.depth_empty, tally.depth_unreadable) == (1, 1, 0)
+
+
+def test_another_model_is_swapped_in_between_two_frames_after_its_classes(make_bench, node):
+    bench = make_bench("mask", overload="queue")
+    classes: list[str] = []
+    node.create_subscription(
+        String, "segmentation/classes", lambda msg: classes.append(msg.data), LATCHED_QOS
+    )
+    bench.wait_until(lambda: classes == [LABELS.to_json()], "the classes")
+    bench.hold_up(1)
+    bench.submit(2)
+    other = StandIn(LabelSet.generic(6))
+    swap = threading.Thread(target=bench.pipeline.swap, args=(other,))
+    swap.start()
+    swap.join(0.05)
+    assert swap.is_alive(), "the frame in hand is the old model's"
+    assert bench.pipeline.predictor is bench.model
+    bench.model.go_on.set()
+    swap.join()
+    bench.wait_until(lambda: bench.values() == [1, 2], "the masks")
+    assert [len(model.seen) for model in (bench.model, other)] == [1, 1]
+    bench.wait_until(lambda: classes[1:] == [other.labels.to_json()], "the new classes")
+
+
+def test_model_can_be_swapped_while_nothing_runs(make_bench):
+    bench = make_bench("mask")
+    bench.pipeline.stop()
+    other = StandIn()
+    bench.pipeline.swap(cast(Any, other))
+    bench.pipeline.start()
+    bench.submit(1)
+    bench.wait_until(lambda: bench.values() == [1], "the mask")
+    assert other.seen
+
+
+def test_output_that_is_disabled_is_not_published_until_it_is_enabled(make_bench):
+    bench = make_bench("mask", "color", outputs=("mask", "overlay"))
+    bench.submit(1)
+    bench.wait_until(lambda: bench.values() == [1], "the mask")
+    assert not bench.heard["color"]
+    bench.outputs.use_parameters(NodeParameters(outputs=("color",)))
+    bench.submit(2)
+    bench.wait_until(lambda: bench.heard["color"], "the colours")
+    assert bench.values() == [1]
+
+
+def test_waiting_before_the_pipeline_counts_too(make_bench):
+    bench = make_bench("mask")
+    bench.pipeline.submit(frame(1), None, waited=5.0)
+    bench.wait_until(lambda: bench.pipeline.timings(), "the timing")
+    assert 5.0 <= bench.pipeline.timings()[0].wait < 10.0
+
+
 def test_depth_alone_gives_a_mask_of_its_own_header_and_is_no_colour_image_in_the_books(make_bench):
     bench = make_bench("mask", "overlay", overload="queue")
     for value, fields in ((3, {}), (3, {"encoding": "nonsense"})):
@@ -222,5 +287,5 @@ def test_pipeline_starts_again_after_a_stop(make_bench):
 
 @given(st.dictionaries(st.sampled_from(Outcome), st.integers(0, 100)))
 def test_every_outcome_is_a_mask_skipped_or_dropped(counts):
-    tally = Tally({outcome: counts.get(outcome, 0) for outcome in Outcome}, 0, 0)
+    tally = Tally({outcome: counts.get(outcome, 0) for outcome in Outcome}, 0, 0, 0, 0)
     assert tally.masks + tally.skipped + tally.dropped == sum(counts.values())

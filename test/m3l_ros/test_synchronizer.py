@@ -29,7 +29,12 @@ class Bench:
             node, RgbdSynchronizer(**policy), self.rgb, self.depth, MutuallyExclusiveCallbackGroup()
         )
         self.frames: list[Frame] = []
-        self.synchronizer.registerCallback(self.frames.append)
+        self.waits: list[float] = []
+        self.synchronizer.registerCallback(self.keep)
+
+    def keep(self, frame, waited):
+        self.frames.append(frame)
+        self.waits.append(waited)
 
     def send_rgb(self, milliseconds):
         self.rgb.signalMessage(image(milliseconds))
@@ -74,6 +79,27 @@ def test_frame_goes_out_by_the_timer_when_nothing_more_arrives(make_bench, wait_
     bench.send_rgb(1600)
     wait_until(lambda: len(bench.frames) == 2, "the timer")
     assert [frame.reason for frame in bench.frames] == [Reason.DEADLINE, Reason.DEADLINE]
+
+
+def test_frame_tells_how_long_its_image_waited(make_bench, wait_until):
+    bench = make_bench(max_wait=0.05)
+    bench.send_depth(1000)
+    bench.send_rgb(1000)
+    bench.send_rgb(1500)
+    wait_until(lambda: len(bench.frames) == 2, "the timer")
+    at_once, after_a_wait = bench.waits
+    assert 0 <= at_once < 0.04
+    assert 0.05 <= after_a_wait < 5
+
+
+def test_tolerances_change_for_what_waits_too(make_bench, wait_until):
+    bench = make_bench(max_wait=1.0)
+    bench.send_depth(1000)
+    bench.send_rgb(1500)
+    assert not bench.frames
+    bench.synchronizer.set_tolerances(slop=0.6, max_wait=0.0, depth_timeout=3600.0)
+    wait_until(lambda: bench.frames, "the timer")
+    assert bench.frames[0].reason is Reason.PAIRED, "depth is 0.5 s off"
 
 
 def test_timer_rests_when_nothing_waits(make_bench, node):
@@ -131,7 +157,7 @@ def test_callbacks_run_under_no_lock_and_one_at_a_time(make_bench):
     bench = make_bench()
     depth, deepest = 0, 0
 
-    def come_back(frame):
+    def come_back(frame, _):
         nonlocal depth, deepest
         depth += 1
         deepest = max(deepest, depth)

@@ -79,6 +79,29 @@ def test_stop_gives_up_on_a_frame_that_takes_too_long(handler):
     handler.allow(1)
 
 
+def test_interlude_comes_between_two_frames(handler):
+    worker = FrameWorker(handler, capacity=5, newest_wins=False)
+    occupy(worker, handler)
+    worker.offer(1)
+    interlude = threading.Thread(
+        target=worker.between_frames, args=(lambda: handler.handled.append("interlude"),)
+    )
+    interlude.start()
+    handler.allow(2)
+    interlude.join()
+    handler.begun.acquire()
+    worker.stop()
+    assert handler.handled == [0, "interlude", 1]
+
+
+def test_interlude_needs_no_frame(handler):
+    worker = FrameWorker(handler, capacity=1, newest_wins=True)
+    called = []
+    worker.between_frames(lambda: called.append(True))
+    assert called
+    worker.stop()
+
+
 @given(frames=st.integers(0, 60), capacity=st.integers(1, 5), newest_wins=st.booleans())
 def test_every_frame_is_handled_or_given_back_and_order_is_kept(frames, capacity, newest_wins):
     handled: list[int] = []

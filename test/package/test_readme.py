@@ -7,6 +7,7 @@ import re
 from importlib.metadata import entry_points
 
 import pytest
+import yaml
 
 from m3l_ros.parameters import parameter_infos
 
@@ -23,13 +24,14 @@ def first_cells(text, heading_row):
 
 
 def test_parameters(readme):
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", readme, flags=re.MULTILINE))
-    shown = {info.name: info.default for info in parameter_infos()}
-    expected = {
-        name: str(default).lower() if isinstance(default, bool) else str(default) or "''"
-        for name, default in shown.items()
-    }
-    assert rows == expected
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| ([\w ]+) \| (.+) \|$", readme, flags=re.MULTILINE)
+    for (name, default, changes, text), info in zip(rows, parameter_infos(), strict=True):
+        assert (name, yaml.safe_load(default)) == (
+            info.name,
+            list(info.default) if isinstance(info.default, tuple) else info.default,
+        )
+        assert changes == info.changes.value
+        assert text == info.description + (f" ({info.allowed()})" if info.limits else "")
 
 
 def test_commands(readme):

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads models for the node: checked, put on their device and warmed up, or refused with what to do."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from m3l_model.errors import M3LError
+from m3l_ros.memory import give_back_freed_memory
+from m3l_ros.parameters import NodeParameters
+
+if TYPE_CHECKING:
+    import torch
+
+    from m3l_model.labels import LabelSet
+    from m3l_model.predictor import Predictor
+
+_WARM_UP_SHAPE = (480, 640)
+
+
+class ModelError(M3LError):
+    """A model that the node cannot use."""
+
+
+def check_model(checkpoint: str, num_classes: int) -> None:
+    """Refuse what a glance at the file tells to be unfit; weights, and the reference's files, are left to loading.
+
+    Args:
+        checkpoint: the file.
+        num_classes: classes it must have; 0: any number.
+
+    Raises:
+        M3LError: it is missing, no checkpoint, not for this m3l, or has other classes.
+    """
+    from m3l_model.checkpoint import read_metadata
+
+    metadata = read_metadata(_path(checkpoint))
+    if metadata is not None:
+        _check_classes(checkpoint, metadata.labels, num_classes)
+
+
+def load_model(parameters: NodeParameters) -> Predictor:
+    """Load the model and run it once, so that the first frame does not pay for what torch prepares on first use.
+
+    Raises:
+        M3LError: the checkpoint cannot be read, does not fit the parameters, or is too large for its device.
+    """
+    if not parameters.checkpoint:
+        raise ModelError(
+            "parameter checkpoint is empty; give a model file, as in --ros-args -p checkpoint:=model.safetensors"
+        )
+    # torch takes seconds to import: here the node is up by then, and answers.
+    import torch
+
+    from m3l_model.predictor import Predictor
+
+    check_model(parameters.checkpoint, parameters.num_classes)
+    if parameters.num_threads:
+        torch.set_num_threads(parameters.num_threads)
+    try:
+        predictor = Predictor.from_checkpoint(
+            _path(parameters.checkpoint), parameters.device, parameters.precision
+        )
+        predictor.predict(np.zeros((*_WARM_UP_SHAPE, 3), np.uint8), np.ones(_WARM_UP_SHAPE, np.float32))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        release_memory()
+        raise ModelError(
+            f"{parameters.checkpoint}: no memory left for it on device {parameters.device}: free some, choose "
+            "another with parameter device, precision fp16 on a GPU, or a smaller model"
+        ) from error
+    _check_classes(parameters.checkpoint, predictor.labels, parameters.num_classes)
+    return predictor
+
+
+def release_memory() -> None:
+    """Give back the memory of models that are no longer used; torch would keep a GPU's for itself."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    give_back_freed_memory()
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes that torch holds of a GPU's memory; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.memory_reserved(device))
+
+
+def _path(checkpoint: str) -> Path:
+    return Path(checkpoint).expanduser()
+
+
+def _check_classes(checkpoint: str, labels: LabelSet, num_classes: int) -> None:
+    if num_classes and len(labels.classes) != num_classes:
+        raise ModelError(
+            f"{checkpoint}: has {len(labels.classes)} classes, parameter num_classes asks for {num_classes}; choose "
+            "another checkpoint, or set num_classes to 0 to take any"
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, a GPU or torch's allocator for the CPU, which has no class for it, ran out of memory."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
