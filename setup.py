@@ -26,7 +26,14 @@ ROS = [  # the release Jazzy; on a robot apt's own take the place of these
     "ros-sensor-msgs==5.3.6",
     "ros-std-msgs==5.3.6",
 ]
-IMAGES = ["opencv-python-headless>=4.8", "rosbags>=0.11", "rosbags-image>=0.10"]
+IMAGES = [
+    "opencv-python-headless>=4.8",
+    "rosbags>=0.11",
+    "rosbags-image>=0.10",
+    "apsw",  # this and the following are what rosbags itself requires
+    "backports-zstd; python_version < '3.14'",
+    "lz4",
+]
 TEST = ["hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4"]
 
 setup(

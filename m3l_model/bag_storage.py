@@ -175,9 +175,10 @@ def zstd_decompress(data: bytes | memoryview, limit: int, whole: bool = True) ->
     try:
         content = decompressor.decompress(data, limit)
         # The frame's end may be read only after its last byte of content.
-        if whole and not decompressor.eof and not decompressor.needs_input:
-            content += decompressor.decompress(b"", 1)
-        if whole and (not decompressor.eof or len(content) > limit):
+        more = (
+            whole and not (decompressor.eof or decompressor.needs_input) and decompressor.decompress(b"", 1)
+        )
+        if more or (whole and not decompressor.eof):
             raise StorageDamage("its compressed data is cut off, or larger than it may be")
     except (zstd.ZstdError, EOFError, MemoryError) as error:
         raise StorageDamage(f"it cannot be decompressed: {error}") from None

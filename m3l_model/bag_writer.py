@@ -28,6 +28,7 @@ from rosbags.typesys.stores import ros2_jazzy as ros
 from m3l_model.bag_topics import CAMERA_INFO, DEFAULT_TOPICS, Topics
 from m3l_model.cdr import IMAGE
 from m3l_model.errors import M3LError
+from m3l_model.mcap_file import write_checksums
 
 BAG_VERSION: Final = 8
 """Of metadata.yaml. Humble reads QoS profiles as text only, which version 9 made a list; Jazzy and later read both."""
@@ -51,7 +52,7 @@ class BagWriteError(M3LError):
 
 
 class BagWriter:
-    """Writes a new bag: a folder of one MCAP file, not compressed, and metadata.yaml.
+    """Writes a new bag: a folder of one MCAP file, not compressed, with checksums, and metadata.yaml.
 
     Every topic is offered as reliable, keep last 10. Message definitions are those of ROS 2 Jazzy; those of images,
     camera infos and headers are the same since Humble. Log times are the stamps unless given.
@@ -88,6 +89,8 @@ class BagWriter:
         self._writer = None
         with self._disk_errors():
             writer.__exit__(exc_type, exc, traceback)
+            if exc_type is None:
+                write_checksums(self.path / f"{self.path.name}.mcap")
         if exc_type is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -29,6 +29,9 @@ EXIT_BROKEN_PIPE = 141
 # How to come by a module that the bare installation lacks; what m3l_ros needs it says itself.
 _REMEDIES = {
     "PIL": "pip install 'm3l_ros[train]', or on a robot apt install python3-pil",
+    **dict.fromkeys(
+        ("apsw", "backports", "lz4"), "pip install 'm3l_ros[train]', or on a robot pip install rosbags"
+    ),
     "cv2": "pip install 'm3l_ros[train]', or on a robot apt install python3-opencv",
     "matplotlib": "pip install 'm3l_ros[train]', or on a robot apt install python3-matplotlib",
     "rosbags": "pip install 'm3l_ros[train]', or on a robot pip install rosbags rosbags-image",

@@ -9,7 +9,7 @@ colour, depth or labels.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import cv2
 import numpy as np
@@ -17,9 +17,6 @@ import numpy.typing as npt
 
 from m3l_model.compressed_images import PNG_MAGIC, CompressedImageError, check_compressed
 from m3l_model.errors import M3LError
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
 
 DEPTH_ENCODINGS = frozenset({"16UC1", "mono16", "32FC1"})
 """Encodings of depth: millimetres in 16 bits, metres in floats."""
@@ -76,23 +73,27 @@ def is_color(msg: ImageMessage) -> bool:
     """Whether the encoding is one of colour (or grey), as far as the message says."""
     if _is_compressed(msg):
         return not is_depth(msg)
-    return msg.encoding.startswith(_COLOR_PREFIXES)
+    return _encoding(msg).startswith(_COLOR_PREFIXES)
 
 
 def is_depth(msg: ImageMessage) -> bool:
     """Whether the encoding is one of depth, as far as the message says."""
     if _is_compressed(msg):
         return "compressedDepth" in msg.format or _compressed_encoding(msg) in DEPTH_ENCODINGS
-    return msg.encoding in DEPTH_ENCODINGS
+    return _encoding(msg) in DEPTH_ENCODINGS
 
 
-def _is_compressed(msg: ImageMessage) -> TypeIs[CompressedImage]:
+def _is_compressed(msg: ImageMessage) -> TypeGuard[CompressedImage]:
     return hasattr(msg, "format")
+
+
+def _encoding(raw: ImageMessage) -> str:
+    return cast("RawImage", raw).encoding
 
 
 def encoding_of(msg: ImageMessage) -> str:
     """The encoding (of a compressed image: the format), for people."""
-    return msg.format if _is_compressed(msg) else msg.encoding
+    return msg.format if _is_compressed(msg) else _encoding(msg)
 
 
 def to_rgb(msg: ImageMessage) -> npt.NDArray[np.uint8]:
@@ -108,12 +109,12 @@ def to_rgb(msg: ImageMessage) -> npt.NDArray[np.uint8]:
             image.dtype == np.uint8, f"format {msg.format!r} holds {image.dtype} pixels: depth, not colour"
         )
         return cast("npt.NDArray[np.uint8]", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    _require(not is_depth(msg), f"encoding {msg.encoding!r} is depth, not colour")
+    _require(not is_depth(msg), f"encoding {_encoding(msg)!r} is depth, not colour")
     _require(
         is_color(msg),
-        f"encoding {msg.encoding!r} is not supported as colour (8UC3 and its like do not say the order of colours)",
+        f"encoding {_encoding(msg)!r} is not supported as colour (8UC3 and its like do not say the order of colours)",
     )
-    return cast("npt.NDArray[np.uint8]", _convert(msg, "rgb8"))
+    return cast("npt.NDArray[np.uint8]", _convert(cast("RawImage", msg), "rgb8"))
 
 
 def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:
@@ -126,10 +127,10 @@ def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float
         return _decompress_depth(msg)
     _require(
         is_depth(msg),
-        f"encoding {msg.encoding!r} is {'colour' if is_color(msg) else 'not supported'}, not depth; "
+        f"encoding {_encoding(msg)!r} is {'colour' if is_color(msg) else 'not supported'}, not depth; "
         "depth is 16UC1 or mono16 (mm) or 32FC1 (m)",
     )
-    return cast("npt.NDArray[np.uint16] | npt.NDArray[np.float32]", _convert(msg, None))
+    return cast("npt.NDArray[np.uint16] | npt.NDArray[np.float32]", _convert(cast("RawImage", msg), None))
 
 
 def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
@@ -160,8 +161,8 @@ def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
             f"labels must have one channel of 8 bits, not {labels.dtype} of shape {labels.shape}",
         )
         return cast("npt.NDArray[np.uint8]", labels)
-    _require(msg.encoding in LABEL_ENCODINGS, f"encoding {msg.encoding!r} cannot carry labels; use mono8")
-    return cast("npt.NDArray[np.uint8]", _convert(msg, None))
+    _require(_encoding(msg) in LABEL_ENCODINGS, f"encoding {_encoding(msg)!r} cannot carry labels; use mono8")
+    return cast("npt.NDArray[np.uint8]", _convert(cast("RawImage", msg), None))
 
 
 class _PackedImage(NamedTuple):

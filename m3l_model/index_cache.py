@@ -27,7 +27,7 @@ from m3l_model.bag_storage import BagError
 from m3l_model.bag_topics import ImageTopic
 from m3l_model.sqlite_file import unfinished_journals
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise when what is kept changes its meaning."""
 
 _SAMPLE_BYTES = 64 << 10

@@ -7,6 +7,7 @@ import os
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -35,6 +36,7 @@ _ATTACHMENT, _STATISTICS, _METADATA, _DATA_END = 0x09, 0x0B, 0x0C, 0x0F
 _RECORD = struct.Struct("<BQ")  # opcode, length of what follows
 _MESSAGE_HEADER = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _CHUNK_HEADER = struct.Struct("<QQQI")  # first and last log time, size without compression, CRC or 0
+_CRC = struct.Struct("<I")
 _CHUNK_INDEX_HEADER = struct.Struct(
     "<QQQQ"
 )  # first and last log time, position and length of the chunk's record
@@ -158,6 +160,11 @@ class McapFile:
                 self._content(head)
         except StorageDamage as error:
             raise BagError(f"{self.path}: damaged: {error}; `mcap recover` keeps the other chunks") from None
+
+    def chunk_heads(self) -> Iterator[_ChunkHead]:
+        """The chunks that the file's summary lists, by position."""
+        for at, _ in self._summary.chunks if self._summary else ():
+            yield self._chunk_head(at)
 
     # Records outside of chunks
 
@@ -461,7 +468,12 @@ class McapFile:
         cut = self._is_cut(head)
         if not head.compression and (cut or not head.crc or at in self._verified):
             return self._read_into(head.content_at + start, allocate(size, _PREFIX_BYTES))
-        return self._content(head)[start : start + size]
+        part = self._content(head)[start : start + size]
+        if allocate is new_memory:
+            return part
+        data = allocate(size, _PREFIX_BYTES)
+        data[:] = part
+        return data
 
     def _content(self, head: _ChunkHead) -> memoryview:
         """A chunk's content, checked; the last one is kept, as messages of one frame often share it."""
@@ -525,6 +537,21 @@ class McapFile:
         if len(data) != size:
             raise _CutError(f"it has become shorter than {at + size} bytes")
         return data
+
+
+def write_checksums(path: Path) -> None:
+    """Give the chunks of a finished, not compressed file the checksums that its writer left out.
+
+    Raises:
+        BagError: the file is damaged.
+        OSError: it cannot be written.
+    """
+    with closing(McapFile(path)) as file, path.open("r+b") as writable:
+        for head in file.chunk_heads():
+            writable.seek(head.content_at)
+            crc = crc32(writable.read(head.content_size))
+            writable.seek(head.at + _RECORD.size + _CHUNK_HEADER.size - _CRC.size)
+            writable.write(_CRC.pack(crc))
 
 
 class _Summary(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import get_worker_info
 
 from m3l_model.bag_storage import Allocate, new_memory
 from m3l_model.errors import M3LError
@@ -100,7 +101,16 @@ class SharedCollate:
 
         Raises:
             CollateError: they differ in size or type.
+            M3LError: a sample cannot be read.
         """
+        try:
+            return self._collate(samples)
+        except M3LError as error:
+            if get_worker_info() is None:
+                raise
+            return _Failure(error)
+
+    def _collate(self, samples: Sequence[Any]) -> Any:
         number = self._free_slab()
         slab = None if number is None else _Slab(self._slab(number))
         allocate = new_memory if slab is None else slab.allocate
@@ -187,6 +197,20 @@ class _SharedBatch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _take, self._arguments
+
+
+class _Failure:
+    """An error on its way from a worker: raised as it is where it arrives, not as the text of PyTorch's traceback."""
+
+    def __init__(self, error: M3LError) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raise, (self._error,)
+
+
+def _raise(error: M3LError) -> None:
+    raise error
 
 
 def _take(collate: int, slab: int, kind: type, parts: Sequence[_Part]) -> Any:

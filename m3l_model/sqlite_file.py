@@ -32,7 +32,7 @@ MAGIC = b"SQLite format 3\x00"
 _JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 _PAGE_SIZE_AT, _PAGE_COUNT_AT = 16, 28
 
-_LOG_TIMES = "SELECT count(*), total((timestamp & 2147483647) + (timestamp >> 31)) FROM messages"
+_LOG_TIMES = "SELECT count(*), ifnull(sum((timestamp & 2147483647) + (timestamp >> 31)), 0) FROM messages"
 """How many messages there are, and a digest of their log times."""
 
 
@@ -157,16 +157,17 @@ class SqliteFile:
         """Open the database as one that nobody changes, but with what a recorder left in its write-ahead log."""
         journals = {journal.name[len(self.path.name) :] for journal in unfinished_journals(self.path)}
         if "-wal" in journals:
+            self._cut = False  # what the file lacks may be in there
             try:
                 database = self._connect("mode=ro")
                 database.execute("SELECT 1 FROM sqlite_master").fetchall()
                 self.warnings.append(f"{self.path}: its recorder did not end it; read with its -wal file")
-                self._cut = False
                 return database
-            except apsw.Error as error:  # such as in a folder that cannot be written
-                self.warnings.append(
-                    f"{self.path}: read without its -wal file, which cannot be opened: {error}"
-                )
+            except apsw.Error as error:
+                raise BagError(
+                    f"{self.path}: cannot open its -wal file, which has the end of the recording ({error}); copy the "
+                    "bag to a folder that can be written"
+                ) from None
         if "-journal" in journals:
             self.warnings.append(f"{self.path}: its recorder was interrupted; read as far as that goes")
         self._cut |= bool(journals)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ from bag_variants import (
 )
 
 from m3l_model import index_cache
+from m3l_model.bag_files import open_storage
 from m3l_model.bag_frames import BagFrame, BagFrames
 from m3l_model.bag_storage import BagError, zstd
 from m3l_model.bag_topics import Topics
@@ -337,6 +339,21 @@ def test_what_a_killed_recorder_left_of_sqlite_is_read(
     assert {file.name: file.read_bytes() for file in (path, journal)} == before
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_write_ahead_log_in_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", VARIANTS["sqlite_4"])
+    path = bag / "bag_0.db3"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+    path.with_name(path.name + "-wal").write_bytes(bytes(range(100)))
+    bag.chmod(0o555)
+    try:
+        with pytest.raises(BagError, match=f"{path}: cannot open its -wal file.*copy the bag"):
+            open_index(bag)
+    finally:
+        bag.chmod(0o755)
+
+
 # Checksums
 
 
@@ -355,6 +372,25 @@ def test_a_damaged_stamp_loses_no_pair_in_silence(tmp_path: Path) -> None:
             path.write_bytes(damaged)
             with pytest.raises(BagError, match=f"{path}: damaged.*fails its checksum"):
                 list(read_frames(bag))
+
+
+def test_an_index_is_built_of_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bag = write_bag(tmp_path / "bag", VARIANTS["mcap_big"])
+    passed = []
+    pread = os.pread
+
+    def count(fd: int, size: int, at: int) -> bytes:
+        passed.append(size)
+        return pread(fd, size, at)
+
+    monkeypatch.setattr(os, "pread", count)
+    monkeypatch.setattr(os, "preadv", lambda *arguments: pytest.fail("a message or chunk was read whole"))
+    path = bag / "bag_0.mcap"
+
+    with closing(open_storage(path)) as storage:
+        assert len(list(storage.scan([IMAGE]))) == 8 + 6 + 3
+
+    assert sum(passed) < 10_000 < path.stat().st_size / 50
 
 
 def test_rows_that_sqlite_has_lost_are_missed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ headers = st.builds(
     ),
     st.integers(-(2**31), 2**31 - 1),
     st.integers(0, 2**32 - 1),
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
+    st.text("ab_/ö€", max_size=9),
 )
 pixels = st.binary(max_size=40).map(lambda data: np.frombuffer(data, np.uint8))
 words = st.integers(0, 2**32 - 1)

@@ -22,8 +22,16 @@ ROSDEP_KEYS = {
     "tqdm": "python3-tqdm",
     "yaml": "python3-yaml",
 }
-IN_NO_APT_ARCHIVE = {"rosbags", "safetensors", "torch"}
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+STANDARD = {*sys.stdlib_module_names, "compression"}  # since 3.14
+ROSBAGS_OWN = {"apsw", "backports", "lz4"}
+"""What pip installs along with rosbags."""
+IN_NO_APT_ARCHIVE = {"rosbags", "safetensors", "torch", *ROSBAGS_OWN}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "backports": "backports-zstd",
+    "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
+}
 ON_A_ROBOT_ONLY = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "vision_msgs"}
 
 
@@ -38,7 +46,7 @@ def imported(repository: Path) -> set[str]:
                     names |= {alias.name for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add(node.module or "")
-    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"m3l_model", "m3l_ros"}
+    return {name.partition(".")[0] for name in names} - STANDARD - {"m3l_model", "m3l_ros"}
 
 
 @pytest.fixture(scope="module")
