@@ -1,103 +1,207 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training frames from recorded bags, decoded once and held at the network's size."""
+"""The batches of a training run: which frames each step takes, read from the bags at the network's size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Sampler
 
-from m3l_model.augment import Batch
-from m3l_model.bags import Topics, read_frames
+from m3l_model.bag_dataset import RgbdBagDataset, Sample
+from m3l_model.bag_storage import Allocate, new_memory
 from m3l_model.errors import M3LError
-from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, to_metres
+from m3l_model.shared_batches import ReadableDataset, SharedCollate
+
+MOST_WORKERS = 4
+"""Workers taken by default at most: enough for one GPU at the network's size."""
 
 
-@dataclass(frozen=True)
-class FrameStore:
-    """Frames of one or more bags in memory: N of size (H, W).
+class NetworkFrame(NamedTuple):
+    """A frame at the network's size (H, W), or as tensors a batch of B, with that dimension first.
 
     Attributes:
-        rgb: (N, H, W, 3) uint8.
-        depth_m: (N, H, W) float32 metres, 0 where there is no reading.
-        labels: (N, H, W) uint8 class ids, ``IGNORE_ID`` where unknown.
-        missing: (N, 2) bool, [rgb, depth] missing in the recording.
-        labelled: (N,) bool, frames that have a label image.
+        rgb: (H, W, 3) uint8.
+        depth_m: (H, W) float32 metres, 0 where there is no reading.
+        labels: (H, W) uint8 class ids, ``IGNORE_ID`` where unknown.
+        missing: (2,) bool, [rgb, depth] missing in the recording.
     """
 
-    rgb: Tensor
-    depth_m: Tensor
-    labels: Tensor
-    missing: Tensor
-    labelled: Tensor
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Gather frames by index (B,)."""
-        return Batch(
-            self.rgb[indices].float(),
-            self.depth_m[indices],
-            self.labels[indices].long(),
-            self.missing[indices],
-        )
+    rgb: Any
+    depth_m: Any
+    labels: Any
+    missing: Any
 
 
-def load_frames(
-    bags: Mapping[Path, Topics | None], preprocessing: Preprocessing, labels: LabelSet
-) -> FrameStore:
-    """Read bags through the synchronizer, as the node pairs them, and keep every frame at the network's size.
+class ToNetworkSize:
+    """The ``transform`` of a data set of bags that are all to come out at one size.
 
     Args:
-        bags: rosbag2 folders or files, with the topics to read; guessed where None.
-        preprocessing: gives the size; every bag must come out at the same.
-        labels: maps the ids in the bags' label images to classes.
+        preprocessing: gives the network's size.
+        dataset: names the bags in errors.
+        example: position of a sample of the size that all are to have.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, dataset: RgbdBagDataset, example: int) -> None:
+        sample: Sample = dataset[example]
+        self._preprocessing = preprocessing
+        self._paths = [str(bag.index.path) for bag in dataset.bags]
+        self._size = preprocessing.input_size(*sample.rgb.shape[:2])
+        self._example = self._name(sample)
+
+    def __call__(self, sample: Sample) -> NetworkFrame:
+        """Scale a sample as it is scaled live.
+
+        Raises:
+            M3LError: it does not come out at the size of the example.
+        """
+        size = self._preprocessing.input_size(*sample.rgb.shape[:2])
+        if size != self._size:
+            raise M3LError(
+                f"{self._name(sample)}, comes out at {_by(size)} for the network, but {self._example}, at "
+                f"{_by(self._size)}; train on bags of one aspect ratio (m3l import-images --size brings images to one)"
+            )
+        metres = resize_nearest(to_metres(sample.depth), size)
+        return NetworkFrame(
+            resize_rgb(sample.rgb, size),
+            metres,
+            resize_nearest(sample.labels, size),
+            np.array([False, not metres.any()]),
+        )
+
+    def _name(self, sample: Sample) -> str:
+        return f"{self._paths[sample.bag]} at {sample.stamp_ns}, {_by(sample.rgb.shape)}"
+
+
+class StepFrames(NamedTuple):
+    """How many frames a training step takes."""
+
+    labelled: int
+    unlabelled: int
+
+
+class StepSampler(Sampler[list[int]]):
+    """For each step of a run the positions of its labelled frames, then of its unlabelled ones.
+
+    Every position comes once before any comes again; which comes when is decided by the seed alone.
+
+    Args:
+        labelled, unlabelled: positions in the data set.
+        steps: of the run.
+        seed: of the order.
 
     Raises:
-        M3LError: no frames, frames of different shapes, unknown label ids, or a bag that cannot be read.
+        ValueError: a step takes frames of which there are none.
     """
-    columns: list[tuple[np.ndarray, ...]] = []
-    size: tuple[int, int] | None = None
-    for bag, topics in bags.items():
-        for frame in tqdm(read_frames(bag, topics), desc=f"read {bag.name}", unit="frame", mininterval=1):
-            wanted = preprocessing.input_size(*frame.rgb.shape[:2])
-            size = size or wanted
-            if wanted != size:
-                raise M3LError(
-                    f"{bag}: frames come out at {wanted}, earlier ones at {size}; train on one aspect ratio"
-                )
-            metres = (
-                np.zeros(size, np.float32)
-                if frame.depth is None
-                else resize_nearest(to_metres(frame.depth), size)
-            )
-            ids = np.full(size, IGNORE_ID, np.uint8)
-            if frame.labels is not None:
-                ids = labels.decode(frame.labels, f"{bag} at {frame.stamp_ns}")
-                ids = resize_nearest(np.where(ids == labels.ignore_id, np.uint8(IGNORE_ID), ids), size)
-            columns.append(
-                (
-                    resize_rgb(frame.rgb, size),
-                    metres,
-                    ids,
-                    np.array([False, not metres.any()]),
-                    np.array(frame.labels is not None),
-                )
-            )
-    if not columns:
-        raise M3LError(f"{', '.join(map(str, bags))}: no colour images, so nothing to train on")
-    return FrameStore(*(torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)))
+
+    def __init__(
+        self,
+        labelled: Sequence[int] | npt.NDArray[np.intp],
+        unlabelled: Sequence[int] | npt.NDArray[np.intp],
+        steps: Sequence[StepFrames],
+        seed: int,
+    ) -> None:
+        self._positions = (np.asarray(labelled, np.intp), np.asarray(unlabelled, np.intp))
+        for positions, counts in zip(self._positions, zip(*steps, strict=True), strict=True):
+            if any(counts) and not len(positions):
+                raise ValueError("a step takes frames of a kind of which there are none")
+        self._steps = steps
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        streams = [
+            _shuffled(positions, self._seed, number) for number, positions in enumerate(self._positions)
+        ]
+        for step in self._steps:
+            yield [next(stream) for stream, count in zip(streams, step, strict=True) for _ in range(count)]
+
+    @property
+    def batch_size(self) -> int:
+        """Frames of the largest step."""
+        return max(map(sum, self._steps))
+
+    @property
+    def example(self) -> int:
+        """A position that is among those sampled."""
+        return int(self._positions[0][0])
 
 
-def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of indices for ever; every index comes once before any comes again."""
-    pool = indices[:0]
+def read_batches(dataset: ReadableDataset, sampler: StepSampler, workers: int) -> Iterator[NetworkFrame]:
+    """Read a run's batches, ahead of their use where there are workers; the batches do not depend on how many.
+
+    Args:
+        dataset: gives a ``NetworkFrame`` of arrays for each position.
+        sampler: the positions of each batch.
+        workers: processes that read; 0 reads where the batches are used.
+
+    Yields:
+        For each step a ``NetworkFrame`` of tensors.
+
+    Raises:
+        M3LError: a bag or label cannot be read.
+    """
+    collate = SharedCollate(_Example(dataset, sampler.example), sampler.batch_size, workers)
+    loader = worker_loader(dataset, workers, batch_sampler=sampler, collate_fn=_Collate(collate))
+    for batch in loader:
+        if isinstance(batch, M3LError):
+            raise batch
+        yield batch
+
+
+def worker_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
+    """A ``DataLoader`` that leaves torch's global generator alone, and whose workers share this process's memory."""
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+def default_workers() -> int:
+    """Workers for one training run that has the machine to itself; none where there is one core only."""
+    cores = len(os.sched_getaffinity(0))
+    return min(MOST_WORKERS, cores) if cores > 1 else 0
+
+
+class _Example(NamedTuple):
+    """Stands for a data set, of which the first sample need not be one that is read."""
+
+    dataset: ReadableDataset
+    position: int
+
+    def read(self, position: int, allocate: Allocate = new_memory) -> Any:
+        return self.dataset.read(self.position, allocate)
+
+
+class _Collate:
+    """Brings errors from a worker as they are: ``DataLoader`` would wrap them into a page of traceback."""
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        try:
+            return self._collate(samples)
+        except M3LError as error:
+            return error
+
+
+def _shuffled(positions: npt.NDArray[np.intp], seed: int, stream: int) -> Iterator[int]:
+    """Yield positions for ever, each once before any comes again."""
+    generator = np.random.default_rng((seed % (1 << 64), stream))
     while True:
-        while len(pool) < batch_size:
-            pool = torch.cat((pool, indices[torch.randperm(len(indices), generator=generator)]))
-        yield pool[:batch_size]
-        pool = pool[batch_size:]
+        yield from generator.permutation(positions).tolist()
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -6,14 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from m3l_model.bags import BagFrame, Topics, read_frames
+import numpy as np
+import numpy.typing as npt
+
+from m3l_model.bag_dataset import RgbdBagDataset, Sample
 from m3l_model.errors import M3LError
+from m3l_model.labels import IGNORE_ID
 from m3l_model.metrics import ConfusionMatrix
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import resize_nearest, to_metres
+from m3l_model.splits import Splits
 
 CONDITIONS = ("both", "rgb_only", "depth_only")
 
@@ -45,45 +49,43 @@ class Scores:
         return asdict(self)
 
 
-def labelled_frames(bag: Path, topics: Topics | None = None, every: int = 1) -> Iterable[BagFrame]:
-    """Read a bag's labelled frames as the node would pair them, one in ``every``.
+def labelled_positions(dataset: RgbdBagDataset, splits: Splits | None = None) -> npt.NDArray[np.intp]:
+    """Give the positions of the labelled samples of a data set, with splits of those in validation only.
 
     Raises:
-        M3LError: the bag has no labelled frame.
+        M3LError: there are none, or the splits do not fit the bags.
     """
-    count = 0
-    for frame in read_frames(bag, topics):
-        if frame.labels is None:
-            continue
-        if count % every == 0:
-            yield frame
-        count += 1
-    if not count:
+    if splits is None:
+        return np.flatnonzero(dataset.labelled)
+    validation = splits.select(dataset, "validation")
+    labelled = validation[dataset.labelled[validation]]
+    if not len(labelled):
         raise M3LError(
-            f"{bag}: no labelled frames; name the label topic with --label-topic, or record labels"
+            f"none of the {len(validation)} frames that the splits set apart for validation has labels; draw other "
+            "seconds with m3l split --seed, or edit the file"
         )
+    return labelled
 
 
-def evaluate(predictor: Predictor, frames: Iterable[BagFrame]) -> Scores:
-    """Score a predictor on labelled frames, at the images' own size.
+def evaluate(predictor: Predictor, samples: Iterable[Sample]) -> Scores:
+    """Score a predictor on labelled samples, at the images' own size.
 
     Args:
-        predictor: the model; its label set maps the ids in the label images to its classes.
-        frames: frames with labels.
+        predictor: the model.
+        samples: labelled by the model's own label set.
 
     Raises:
-        M3LError: a label image holds ids that the model's label set does not know, or no frame has depth.
+        M3LError: no frame has depth, or a sample cannot be read.
     """
     labels = predictor.labels
-    matrices = {condition: ConfusionMatrix(len(labels.classes), labels.ignore_id) for condition in CONDITIONS}
+    matrices = {condition: ConfusionMatrix(len(labels.classes), IGNORE_ID) for condition in CONDITIONS}
     count = 0
-    for frame in frames:
-        assert frame.labels is not None
-        truth = labels.decode(frame.labels, f"label image at {frame.stamp_ns}")
+    for sample in samples:
+        truth = sample.labels
         depth = None
-        if frame.depth is not None and (metres := to_metres(frame.depth)).any():
-            depth = resize_nearest(metres, truth.shape)
-        inputs = {"both": (frame.rgb, depth), "rgb_only": (frame.rgb, None), "depth_only": (None, depth)}
+        if not sample.missing[1]:
+            depth = resize_nearest(to_metres(sample.depth), truth.shape)
+        inputs = {"both": (sample.rgb, depth), "rgb_only": (sample.rgb, None), "depth_only": (None, depth)}
         for condition, (rgb, depth) in inputs.items():
             if rgb is None and depth is None:
                 continue

@@ -184,6 +184,11 @@ class LabelSet:
         return palette
 
 
+def label_set_names() -> list[str]:
+    """The names of the label sets that come with the package."""
+    return sorted(file.stem for file in share_path(_FOLDER).glob("*.yaml"))
+
+
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
@@ -193,9 +198,9 @@ def _find(name_or_path: str | Path) -> Path:
     try:
         return share_path(f"{_FOLDER}/{path}.yaml")
     except M3LError:
-        known = sorted(file.stem for file in share_path(_FOLDER).glob("*.yaml"))
+        known = ", ".join(label_set_names())
         raise LabelError(
-            f"label set {str(path)!r} is unknown: choose {', '.join(known)}, or give the path of a YAML file"
+            f"label set {str(path)!r} is unknown: choose {known}, or give the path of a YAML file"
         ) from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from m3l_model import augment
 from m3l_model.augment import Batch
-from m3l_model.bags import Topics
 from m3l_model.checkpoint import Metadata, save_checkpoint
-from m3l_model.data import FrameStore, load_frames, shuffled_batches
+from m3l_model.data import NetworkFrame, StepFrames, StepSampler, default_workers, read_batches
 from m3l_model.errors import M3LError
 from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.losses import pseudo_loss, supervised_loss
@@ -34,6 +33,7 @@ from m3l_model.predictor import choose_device
 from m3l_model.preprocessing import Inputs, Preprocessing
 from m3l_model.resources import share_path
 from m3l_model.segmenter import MIN_SIZE, LinearFusionSegmenter, SegmenterOutput
+from m3l_model.training_frames import TrainingFrames
 
 OHEM_SHARE = 0.08
 """Share of a labelled batch's pixels that OHEM keeps at least."""
@@ -113,6 +113,18 @@ class TrainConfig:
         """Give what is done to images before this recipe's network."""
         return Preprocessing(self.short_side, "metric", self.depth_range, self.mask_holes)
 
+    def pseudo_weight_at(self, step: int) -> float:
+        """Give the weight of the pseudo-label loss in a step."""
+        if not self.mean_teacher:
+            return 0.0
+        risen = (step + 1 - self.pseudo_start) / self.pseudo_ramp
+        return self.pseudo_weight * min(1.0, max(0.0, risen))
+
+    def step_frames(self, step: int) -> StepFrames:
+        """Give the number of frames of a step: two labelled batches where the student loses modalities in one."""
+        labelled = self.labelled_batch * (2 if self.modality_dropout else 1)
+        return StepFrames(labelled, self.unlabelled_batch if self.pseudo_weight_at(step) > 0 else 0)
+
 
 def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
     """Read a recipe by name (config/train/NAME.yaml) or path.
@@ -171,26 +183,12 @@ class Trainer:
 
     Args:
         config: the recipe.
-        frames: labelled and unlabelled frames.
         labels: class names and colours, kept in the model's metadata.
-        seed: decides initial weights, batches, augmentation and masks.
+        seed: decides initial weights, augmentation and masks.
         device: where the networks run.
-
-    Raises:
-        M3LError: no labelled frame, or a mean teacher without unlabelled frames.
     """
 
-    def __init__(
-        self, config: TrainConfig, frames: FrameStore, labels: LabelSet, seed: int, device: torch.device
-    ) -> None:
-        labelled = frames.labelled.nonzero()[:, 0]
-        unlabelled = (~frames.labelled).nonzero()[:, 0]
-        if not len(labelled):
-            raise M3LError(
-                "no frame has labels; name the label topic with --label-topic or add labels to the bag"
-            )
-        if config.mean_teacher and not len(unlabelled):
-            raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
+    def __init__(self, config: TrainConfig, labels: LabelSet, seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
         self.config = config
         self.preprocessing = config.preprocessing()
@@ -202,10 +200,7 @@ class Trainer:
             copy.deepcopy(self.student).eval().requires_grad_(False) if config.mean_teacher else None
         )
         self._device = device
-        self._frames = frames
         self._generator = torch.Generator().manual_seed(seed)
-        self._labelled = shuffled_batches(labelled, config.labelled_batch, self._generator)
-        self._unlabelled = shuffled_batches(unlabelled, config.unlabelled_batch, self._generator)
         self._optimizer = AdamW(_parameter_groups(self.student, config.weight_decay), config.learning_rate)
         self._schedule = LambdaLR(self._optimizer, lambda step: _learning_rate_factor(step, config))
 
@@ -214,59 +209,48 @@ class Trainer:
         """The network to keep: the teacher where there is one."""
         return self.teacher or self.student
 
-    def run(self) -> Iterator[StepResult]:
-        """Train, yielding after every step."""
-        for step in range(self.config.steps):
-            yield self._step(step)
+    def run(self, batches: Iterable[NetworkFrame]) -> Iterator[StepResult]:
+        """Train, yielding after every step.
 
-    def _step(self, step: int) -> StepResult:
+        Args:
+            batches: for each step of the recipe its frames, as many as ``TrainConfig.step_frames`` says: the labelled
+                ones, then those of which no label is used.
+        """
+        for step, frames in enumerate(batches):
+            yield self._step(step, frames)
+
+    def _step(self, step: int, frames: NetworkFrame) -> StepResult:
         """Do one step: student on masked, disturbed frames, teacher on whole ones (the paper's figure 3).
 
         Unlike the paper's, the second labelled batch is another draw, and pseudo labels serve unlabelled frames only.
         """
         config = self.config
-        weight = self._pseudo_weight(step)
-        labelled = [self._draw(self._labelled) for _ in range(2 if config.modality_dropout else 1)]
-        unlabelled = [self._draw(self._unlabelled)] if weight > 0 else []
-        batch = _concatenate(labelled + unlabelled)
+        batch = augment.weak(_to_batch(frames), config.crop, config.scales, self._generator)
         missing = batch.missing
         if config.modality_dropout:
             missing = draw_missing(missing, config.labelled_batch, self._generator)
 
         self.student.train()
         outputs = self._forward(self.student, augment.strong(batch, self._generator), missing)
-        count = len(labelled) * config.labelled_batch
+        count = config.step_frames(step).labelled
         labels = batch.labels[:count].to(self._device)
-        min_kept = int(OHEM_SHARE * labelled[0].labels.numel())
+        min_kept = int(OHEM_SHARE * labels[: config.labelled_batch].numel())
         loss_supervised = supervised_loss(_select(outputs, slice(count)), labels, min_kept)
         loss_pseudo = torch.zeros((), device=self._device)
         pseudo_share = 0.0
-        if unlabelled:
-            pseudo = self._pseudo_labels(unlabelled[0])
+        if len(missing) > count:
+            pseudo = self._pseudo_labels(Batch(*(column[count:] for column in batch)))
             loss_pseudo = pseudo_loss(_select(outputs, slice(count, None)), pseudo)
             pseudo_share = float((pseudo != IGNORE_ID).float().mean())
 
         self._optimizer.zero_grad()
-        (loss_supervised + weight * loss_pseudo).backward()
+        (loss_supervised + config.pseudo_weight_at(step) * loss_pseudo).backward()
         self._optimizer.step()
         learning_rate = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
         if self.teacher:
             update_teacher(self.teacher, self.student, step, config.ema_decay)
         return StepResult(step, loss_supervised.item(), loss_pseudo.item(), pseudo_share, learning_rate)
-
-    def _pseudo_weight(self, step: int) -> float:
-        if self.teacher is None:
-            return 0.0
-        config = self.config
-        return config.pseudo_weight * min(
-            1.0, max(0.0, (step + 1 - config.pseudo_start) / config.pseudo_ramp)
-        )
-
-    def _draw(self, indices: Iterator[Tensor]) -> Batch:
-        return augment.weak(
-            self._frames.batch(next(indices)), self.config.crop, self.config.scales, self._generator
-        )
 
     def _forward(self, model: LinearFusionSegmenter, batch: Batch, missing: Tensor) -> SegmenterOutput:
         inputs: Inputs = self.preprocessing.encode(batch.rgb.to(self._device), batch.depth_m.to(self._device))
@@ -316,22 +300,24 @@ def update_teacher(
 
 def train(
     config: TrainConfig,
-    bags: Mapping[Path, Topics | None],
-    labels: LabelSet,
+    frames: TrainingFrames,
     out: Path,
     seed: int,
     device: str = "auto",
+    workers: int | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train from bags, with a progress bar, and keep the result.
 
     Args:
         config: the recipe.
-        bags: rosbag2 folders or files, with the topics to read; guessed where None.
-        labels: the label set of the bags' label images.
+        frames: which frames of which bags.
         out: folder to create; gets ``checkpoint.safetensors`` and ``run.json`` (recipe, bags, seed, losses), or, where
             training ends early, ``interrupted.safetensors``.
         seed: of everything drawn at random.
         device: as for ``Predictor``.
+        workers: processes that read the bags; None chooses by the cores. The result does not depend on it.
+        notes: what else is to be kept in ``run.json``, in plain types.
 
     Returns:
         The checkpoint's path.
@@ -341,13 +327,21 @@ def train(
     """
     if out.exists():
         raise M3LError(f"{out} exists already; choose another --out or remove it")
+    if config.mean_teacher and not len(frames.unlabelled):
+        raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
     chosen = choose_device(device)
-    frames = load_frames(bags, config.preprocessing(), labels)
-    trainer = Trainer(config, frames, labels, seed, chosen)
+    workers = default_workers() if workers is None else workers
+    frames.check_labels(workers)
+    steps = [config.step_frames(step) for step in range(config.steps)]
+    sampler = StepSampler(frames.labelled, frames.unlabelled, steps, seed)
+    batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, workers)
+    trainer = Trainer(config, frames.label_set, seed, chosen)
     out.mkdir(parents=True)
     log: list[StepResult] = []
     try:
-        with tqdm(trainer.run(), total=config.steps, desc=f"train {out.name}", mininterval=1) as progress:
+        with tqdm(
+            trainer.run(batches), total=config.steps, desc=f"train {out.name}", mininterval=1
+        ) as progress:
             for result in progress:
                 log.append(result)
                 progress.set_postfix(
@@ -361,13 +355,16 @@ def train(
     checkpoint = out / "checkpoint.safetensors"
     save_checkpoint(checkpoint, trainer.model)
     facts = {
-        "bags": [str(bag) for bag in bags],
-        "labels": labels.name,
+        "bags": [str(bag.index.path) for bag in frames.dataset.bags],
+        "label_set": frames.label_set.name,
+        "label_files": None if frames.label_files is None else str(frames.label_files.path),
+        "labelled_frames": len(frames.labelled),
+        "unlabelled_frames": len(frames.unlabelled),
+        **(notes or {}),
         "seed": seed,
         "device": str(chosen),
+        "workers": workers,
         "torch": torch.__version__,
-        "labelled_frames": int(frames.labelled.sum()),
-        "unlabelled_frames": int((~frames.labelled).sum()),
         "config": dataclasses.asdict(config),
         "log": [result._asdict() for result in log],
     }
@@ -379,8 +376,8 @@ def _select(outputs: SegmenterOutput, samples: slice) -> SegmenterOutput:
     return SegmenterOutput(*(x[samples] for x in outputs))
 
 
-def _concatenate(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
+def _to_batch(frames: NetworkFrame) -> Batch:
+    return Batch(frames.rgb.float(), frames.depth_m, frames.labels.long(), frames.missing)
 
 
 def _parameter_groups(model: LinearFusionSegmenter, weight_decay: float) -> list[dict[str, Any]]:

@@ -21,15 +21,17 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from m3l_model.bag_dataset import RgbdBagDataset
 from m3l_model.bag_topics import DEFAULT_TOPICS, Topics
 from m3l_model.bag_writer import BagWriter
-from m3l_model.bags import BagFrame, read_frames
+from m3l_model.bags import BagFrame, BagFrames, read_frames
 from m3l_model.errors import M3LError
-from m3l_model.evaluation import Scores, evaluate, labelled_frames, score_table
+from m3l_model.evaluation import Scores, evaluate, labelled_positions, score_table
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.scene import camera_matrix
 from m3l_model.training import load_config, train
+from m3l_model.training_frames import TrainingFrames
 from m3l_ros.demo_bags import (
     FRAME_ID,
     HEIGHT,
@@ -45,6 +47,8 @@ from m3l_ros.demo_report import LiveFrame, StripFrame, write_report
 RECIPES = {"m3l": "demo_m3l", "supervised": "demo_supervised"}
 EVALUATE_EVERY = 3
 STRIP_COLUMNS = 6
+TRAIN_WORKERS = 0
+"""The demo's small raw images are read faster than another process could be woken."""
 MASK_TOPICS = Topics(
     rgb=DEFAULT_TOPICS.rgb,
     depth=DEFAULT_TOPICS.depth,
@@ -131,11 +135,12 @@ class Demo:
                 run.result()
 
     def _evaluate(self, bag: Path) -> dict[str, Scores]:
-        frames = list(labelled_frames(bag, DEFAULT_TOPICS, EVALUATE_EVERY))
+        dataset = RgbdBagDataset([BagFrames.open(bag, DEFAULT_TOPICS)], self.labels)
+        positions = labelled_positions(dataset)[::EVALUATE_EVERY].tolist()
         return {
             name: evaluate(
                 Predictor.from_checkpoint(self._checkpoint(name)),
-                tqdm(frames, desc=f"score {name}", unit="frame", mininterval=1),
+                (dataset[i] for i in tqdm(positions, desc=f"score {name}", unit="frame", mininterval=1)),
             )
             for name in RECIPES
         }
@@ -242,7 +247,8 @@ class Demo:
 
 def _train_one(recipe: str, bag: Path, labels: LabelSet, out: Path, seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    train(load_config(recipe), {bag: None}, labels, out, seed)
+    frames = TrainingFrames.select([BagFrames.open(bag)], labels)
+    train(load_config(recipe), frames, out, seed, workers=TRAIN_WORKERS)
 
 
 def _stamps_within(frames: list[BagFrame], seconds: tuple[float, float]) -> set[int]:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from hypothesis import strategies as st
 
 from m3l_model import LinearFusionSegmenter, M3LError, Predictor, load_checkpoint
 from m3l_model.augment import Batch, strong, weak
+from m3l_model.bag_dataset import RgbdBagDataset
 from m3l_model.bag_topics import DEFAULT_TOPICS
 from m3l_model.bag_writer import BagWriter
+from m3l_model.bags import BagError, BagFrames
 from m3l_model.checkpoint import Metadata
-from m3l_model.data import FrameStore, load_frames, shuffled_batches
-from m3l_model.evaluation import evaluate, labelled_frames
+from m3l_model.data import NetworkFrame, StepFrames, StepSampler, read_batches
+from m3l_model.evaluation import evaluate, labelled_positions
 from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.preprocessing import Preprocessing
 from m3l_model.training import (
@@ -28,6 +32,7 @@ from m3l_model.training import (
     train,
     update_teacher,
 )
+from m3l_model.training_frames import TrainingFrames
 
 LABELS = LabelSet.generic(3)
 CPU = torch.device("cpu")
@@ -48,18 +53,30 @@ def blocks(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return rgb, np.array([1000, 3000, 5000], np.uint16)[labels], labels
 
 
-def block_store(count: int = 8, labelled: int = 4) -> FrameStore:
-    rgb, depth, labels = blocks(count)
-    has_labels = torch.arange(count) < labelled
-    ids = torch.from_numpy(labels)
-    ids[~has_labels] = IGNORE_ID
-    return FrameStore(
-        torch.from_numpy(rgb),
-        torch.from_numpy(depth.astype(np.float32) / 1000),
-        ids,
-        torch.zeros(count, 2, dtype=torch.bool),
-        has_labels,
+class MemoryFrames(list[NetworkFrame]):
+    """Frames in the place of a data set of bags."""
+
+    def read(self, position: int, allocate: object = None) -> NetworkFrame:
+        return self[position]
+
+
+def block_frames(count: int = 8) -> MemoryFrames:
+    whole = np.zeros(2, bool)
+    return MemoryFrames(
+        NetworkFrame(rgb, (depth / 1000).astype(np.float32), labels, whole)
+        for rgb, depth, labels in zip(*blocks(count), strict=True)
     )
+
+
+def batches(config: TrainConfig, seed: int = 0, count: int = 8, labelled: int = 4) -> Iterator[NetworkFrame]:
+    """A run's batches of block frames, of which the first are labelled."""
+    steps = [config.step_frames(step) for step in range(config.steps)]
+    sampler = StepSampler(range(labelled), range(labelled, count), steps, seed)
+    return read_batches(block_frames(count), sampler, 0)
+
+
+def frames_of(bag: Path, label_set: LabelSet = LABELS, **options: Any) -> TrainingFrames:
+    return TrainingFrames.select([BagFrames.open(bag)], label_set, **options)
 
 
 @pytest.fixture
@@ -117,8 +134,9 @@ def test_teacher_starts_as_the_student_and_then_follows_slowly() -> None:
 
 
 def test_the_teacher_is_in_eval_mode_and_only_the_student_gets_gradients() -> None:
-    trainer = Trainer(small(load_config("m3l")), block_store(), LABELS, 0, CPU)
-    results = list(trainer.run())
+    config = small(load_config("m3l"))
+    trainer = Trainer(config, LABELS, 0, CPU)
+    results = list(trainer.run(batches(config)))
     assert trainer.teacher is not None
     assert trainer.model is trainer.teacher
     assert trainer.student.training
@@ -130,9 +148,10 @@ def test_the_teacher_is_in_eval_mode_and_only_the_student_gets_gradients() -> No
 
 def test_a_supervised_run_has_no_teacher_and_masks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    trainer = Trainer(small(load_config("supervised")), block_store(), LABELS, 0, CPU)
+    config = small(load_config("supervised"))
+    trainer = Trainer(config, LABELS, 0, CPU)
     trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
-    results = list(trainer.run())
+    results = list(trainer.run(batches(config)))
     assert trainer.teacher is None
     assert trainer.model is trainer.student
     assert len(seen) == 4
@@ -141,13 +160,14 @@ def test_a_supervised_run_has_no_teacher_and_masks_nothing(monkeypatch: pytest.M
 
 
 def test_the_student_sees_the_first_copy_whole_and_the_teacher_everything() -> None:
-    trainer = Trainer(small(load_config("m3l"), steps=12), block_store(), LABELS, 0, CPU)
+    config = small(load_config("m3l"), steps=12)
+    trainer = Trainer(config, LABELS, 0, CPU)
     assert trainer.teacher is not None
     student: list[torch.Tensor] = []
     teacher: list[torch.Tensor] = []
     trainer.student.register_forward_pre_hook(lambda _, inputs: student.append(inputs[2]))
     trainer.teacher.register_forward_pre_hook(lambda _, inputs: teacher.append(inputs[2]))
-    list(trainer.run())
+    list(trainer.run(batches(config)))
     assert {tuple(x.shape) for x in student} == {(6, 2)}
     assert {tuple(x.shape) for x in teacher} == {(2, 2)}
     assert not any(missing[:2].any() for missing in student)
@@ -157,9 +177,11 @@ def test_the_student_sees_the_first_copy_whole_and_the_teacher_everything() -> N
 
 @pytest.mark.parametrize("recipe", ["m3l", "supervised"])
 def test_the_seed_decides_everything(recipe: str) -> None:
+    config = small(load_config(recipe))
+
     def losses(seed: int) -> list[float]:
-        trainer = Trainer(small(load_config(recipe)), block_store(), LABELS, seed, CPU)
-        return [result.loss_supervised + result.loss_pseudo for result in trainer.run()]
+        results = Trainer(config, LABELS, seed, CPU).run(batches(config, seed))
+        return [result.loss_supervised + result.loss_pseudo for result in results]
 
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
@@ -168,8 +190,8 @@ def test_the_seed_decides_everything(recipe: str) -> None:
 def test_learns_blocks_that_colour_and_depth_tell() -> None:
     schedule = {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 5, "pseudo_start": 30, "pseudo_ramp": 10}
     config = small(load_config("m3l"), labelled_batch=4, **schedule)
-    trainer = Trainer(config, block_store(count=24, labelled=20), LABELS, 0, CPU)
-    results = list(trainer.run())
+    trainer = Trainer(config, LABELS, 0, CPU)
+    results = list(trainer.run(batches(config, count=24, labelled=20)))
     assert results[-1].loss_supervised < results[0].loss_supervised
     predictor = Predictor(trainer.student, "cpu")
 
@@ -204,8 +226,8 @@ def test_weak_augmentation_moves_colour_depth_and_labels_together() -> None:
 
 
 def test_strong_augmentation_keeps_labels_range_and_holes() -> None:
-    store = block_store()
-    batch = store.batch(torch.arange(8))
+    rgb, depth, labels = map(torch.from_numpy, blocks(8))
+    batch = Batch(rgb.float(), depth.float() / 1000, labels.long(), torch.zeros(8, 2, dtype=torch.bool))
     batch.depth_m[:, :5] = 0
     disturbed = strong(batch, torch.Generator().manual_seed(0))
     assert torch.equal(disturbed.labels, batch.labels)
@@ -216,37 +238,117 @@ def test_strong_augmentation_keeps_labels_range_and_holes() -> None:
     assert not torch.equal(disturbed.rgb, batch.rgb)
 
 
-@given(count=st.integers(1, 9), size=st.integers(1, 12))
-def test_every_index_comes_once_before_any_comes_again(count: int, size: int) -> None:
-    batches = shuffled_batches(torch.arange(count) + 5, size, torch.Generator().manual_seed(0))
-    drawn = torch.cat([next(batches) for _ in range(count)])
-    assert torch.equal(drawn.bincount()[5:], torch.full((count,), size))
+@given(
+    labelled=st.integers(1, 9),
+    unlabelled=st.integers(1, 9),
+    steps=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=20),
+    seed=st.integers(-5, 5),
+)
+def test_every_position_comes_once_before_any_comes_again(
+    labelled: int, unlabelled: int, steps: list[tuple[int, int]], seed: int
+) -> None:
+    pools = [set(range(labelled)), set(range(50, 50 + unlabelled))]
+    sampler = StepSampler(list(pools[0]), list(pools[1]), [StepFrames(*step) for step in steps], seed)
+    drawn = list(sampler)
+    assert drawn == list(sampler)
+    assert len(drawn) == len(sampler) == len(steps)
+    streams: list[list[int]] = [[], []]
+    for positions, (count, rest) in zip(drawn, steps, strict=True):
+        assert len(positions) == count + rest <= sampler.batch_size
+        streams[0] += positions[:count]
+        streams[1] += positions[count:]
+    for stream, pool in zip(streams, pools, strict=True):
+        for start in range(0, len(stream), len(pool)):
+            part = stream[start : start + len(pool)]
+            assert len(set(part)) == len(part)
+            assert set(part) <= pool
+
+
+def test_one_kind_of_frames_does_not_change_the_order_of_the_other() -> None:
+    some = StepSampler(range(9), range(9, 30), [StepFrames(3, 0)] * 5, seed=1)
+    more = StepSampler(range(9), range(9, 30), [StepFrames(3, 4)] * 5, seed=1)
+    assert list(some) == [positions[:3] for positions in more]
+    assert list(some) != list(StepSampler(range(9), range(9, 30), [StepFrames(3, 0)] * 5, seed=2))
+
+
+def test_a_step_takes_unlabelled_frames_only_when_they_serve() -> None:
+    config = small(load_config("m3l"), steps=6, labelled_batch=3, unlabelled_batch=2, pseudo_start=3)
+    assert [config.step_frames(step) for step in range(6)] == [(6, 0)] * 3 + [(6, 2)] * 3
+    assert small(load_config("supervised"), labelled_batch=3).step_frames(5) == (3, 0)
 
 
 def test_frames_come_from_the_bag_at_the_network_s_size(block_bag: Path) -> None:
-    frames = load_frames({block_bag: None}, small(load_config("m3l"), short_side=64).preprocessing(), LABELS)
-    assert frames.rgb.shape == (8, 64, 96, 3)
-    assert frames.labelled.nonzero().flatten().tolist() == [2, 4, 6]
-    assert set(frames.labels[~frames.labelled].unique().tolist()) == {IGNORE_ID}
-    assert frames.depth_m[3].unique().tolist() == pytest.approx([1.0, 3.0, 5.0])
-    assert not frames.missing[1:].any()
+    chosen = frames_of(block_bag)
+    assert chosen.labelled.tolist() == [2, 4, 6]
+    assert chosen.unlabelled.tolist() == [0, 1, 3, 5, 7]
+    read = chosen.at_network_size(small(load_config("m3l"), short_side=64).preprocessing())
+    frames = [read[position] for position in range(len(read))]
+    assert {frame.rgb.shape for frame in frames} == {(64, 96, 3)}
+    assert {frame.labels.shape for frame in frames} == {frame.depth_m.shape for frame in frames} == {(64, 96)}
+    assert np.array_equal(frames[2].labels, blocks(8)[2][2].repeat(2, 0).repeat(2, 1))
+    assert all((frames[position].labels == IGNORE_ID).all() for position in chosen.unlabelled)
+    assert np.unique(frames[3].depth_m).tolist() == pytest.approx([1.0, 3.0, 5.0])
+    assert not any(frame.missing.any() for frame in frames[1:])
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, block_bag: Path) -> None:
+    def run(workers: int) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        out = tmp_path / f"run_{workers}"
+        checkpoint = train(
+            small(load_config("m3l"), steps=6),
+            frames_of(block_bag),
+            out,
+            seed=3,
+            device="cpu",
+            workers=workers,
+        )
+        facts = json.loads((out / "run.json").read_text())
+        assert facts["workers"] == workers
+        return facts["log"], load_checkpoint(checkpoint).state_dict()
+
+    log, weights = run(0)
+    for workers in (1, 2):
+        other_log, other_weights = run(workers)
+        assert other_log == log
+        assert all(torch.equal(other_weights[name], tensor) for name, tensor in weights.items())
+
+
+def test_an_error_in_a_worker_arrives_as_it_is() -> None:
+    class Broken(MemoryFrames):
+        def read(self, position: int, allocate: object = None) -> NetworkFrame:
+            if position == 3:
+                raise BagError("bag: frame 3 is damaged")
+            return self[position]
+
+    sampler = StepSampler(range(4), [], [StepFrames(4, 0)], seed=0)
+    sampler_of_others = StepSampler(range(3), [], [StepFrames(3, 0)], seed=0)
+    for workers in (0, 2):
+        frames = Broken(block_frames(4))
+        assert len(list(read_batches(frames, sampler_of_others, workers))) == 1
+        with pytest.raises(BagError, match=r"^bag: frame 3 is damaged$"):
+            list(read_batches(frames, sampler, workers))
 
 
 def test_trains_from_a_bag_and_scores_on_one(tmp_path: Path, block_bag: Path) -> None:
     out = tmp_path / "run"
-    checkpoint = train(small(load_config("m3l")), {block_bag: None}, LABELS, out, seed=3, device="cpu")
+    checkpoint = train(
+        small(load_config("m3l")), frames_of(block_bag), out, seed=3, device="cpu", notes={"splits": None}
+    )
     facts = json.loads((out / "run.json").read_text())
     assert (facts["labelled_frames"], facts["unlabelled_frames"], facts["seed"]) == (3, 5, 3)
+    assert (facts["label_set"], facts["label_files"], facts["splits"]) == (LABELS.name, None, None)
     assert len(facts["log"]) == 4
     metadata = load_checkpoint(checkpoint).metadata
     assert metadata is not None
     assert metadata.labels == LABELS
-    scores = evaluate(Predictor.from_checkpoint(checkpoint, "cpu"), labelled_frames(block_bag))
+    dataset = RgbdBagDataset([block_bag], LABELS)
+    samples = [dataset[position] for position in labelled_positions(dataset)]
+    scores = evaluate(Predictor.from_checkpoint(checkpoint, "cpu"), samples)
     assert scores.frames == 3
     assert 0 <= scores.both <= 1
     assert scores.robust == pytest.approx((scores.both + scores.rgb_only + scores.depth_only) / 3)
     with pytest.raises(M3LError, match="exists already"):
-        train(small(load_config("m3l")), {block_bag: None}, LABELS, out, seed=3)
+        train(small(load_config("m3l")), frames_of(block_bag), out, seed=3)
 
 
 def test_scores_half_size_depth_and_frames_without_any(tmp_path: Path) -> None:
@@ -260,19 +362,21 @@ def test_scores_half_size_depth_and_frames_without_any(tmp_path: Path) -> None:
             bag.write_labels(str(DEFAULT_TOPICS.label), stamp_ns, "camera", labels[index])
     model = LinearFusionSegmenter(num_classes=3)
     model.metadata = Metadata(LABELS, Preprocessing(32))
-    seen = list(labelled_frames(tmp_path / "bag"))
+    dataset = RgbdBagDataset([tmp_path / "bag"], LABELS)
+    seen = [dataset[position] for position in labelled_positions(dataset)]
     scores = evaluate(Predictor(model, "cpu"), seen)
     assert scores.frames == 4
+    without = np.array([False, True])
     with pytest.raises(M3LError, match="--depth-topic"):
-        evaluate(Predictor(model, "cpu"), [frame._replace(depth=None) for frame in seen])
+        evaluate(Predictor(model, "cpu"), [sample._replace(missing=without) for sample in seen])
     with pytest.raises(M3LError, match="at least one"):
         evaluate(Predictor(model, "cpu"), [])
 
 
 def test_a_label_set_s_own_ignore_id_is_ignored(block_bag: Path) -> None:
     labels = dataclasses.replace(LABELS, id_map={0: 0, 1: 1, 2: 200}, ignore_id=200)
-    frames = load_frames({block_bag: None}, small(load_config("m3l")).preprocessing(), labels)
-    assert set(frames.labels.unique().tolist()) == {0, 1, IGNORE_ID}
+    frames = frames_of(block_bag, labels).at_network_size(small(load_config("m3l")).preprocessing())
+    assert {id for i in (2, 4, 6) for id in np.unique(frames[i].labels)} == {0, 1, IGNORE_ID}
 
 
 def test_what_was_trained_is_kept_when_interrupted(
@@ -280,14 +384,14 @@ def test_what_was_trained_is_kept_when_interrupted(
 ) -> None:
     step = Trainer._step
 
-    def interrupted(self: Trainer, number: int) -> object:
+    def interrupted(self: Trainer, number: int, frames: NetworkFrame) -> object:
         if number == 2:
             raise KeyboardInterrupt
-        return step(self, number)
+        return step(self, number, frames)
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(small(load_config("m3l")), {block_bag: None}, LABELS, tmp_path / "run", seed=0, device="cpu")
+        train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, device="cpu")
     assert load_checkpoint(tmp_path / "run" / "interrupted.safetensors").num_classes == 3
 
 
@@ -309,11 +413,7 @@ def test_impossible_recipes_are_refused(field: str, value: object) -> None:
         load_config("m3l", **{field: value})
 
 
-def test_what_cannot_be_trained_is_named(tmp_path: Path) -> None:
-    with pytest.raises(M3LError, match="no frame has labels"):
-        Trainer(small(load_config("m3l")), block_store(4, 0), LABELS, 0, CPU)
-    with pytest.raises(M3LError, match="--config supervised"):
-        Trainer(small(load_config("m3l")), block_store(4, 4), LABELS, 0, CPU)
+def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(M3LError, match=r"nowhere\.yaml"):
         load_config("nowhere")
     recipe = tmp_path / "mine.yaml"

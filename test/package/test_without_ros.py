@@ -97,7 +97,19 @@ def test_info_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
     result = run_python("-m", "m3l_model", "info", bag, path=without_m3l_ros)
     assert result.returncode == 0, result.stderr
     assert "4 frames, 4 with depth" in result.stdout
-    train = ("train", "--bag", bag, "--labels", "demo", "--config", recipe, "--out", out, "--device", "cpu")
+    train = (
+        "train",
+        "--bag",
+        bag,
+        "--label-set",
+        "demo",
+        "--config",
+        recipe,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+    )
     result = run_python("-m", "m3l_model", *train, path=without_m3l_ros)
     assert result.returncode == 0, result.stderr
     checkpoint = out / "checkpoint.safetensors"

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames of which bags a training run takes, with their labels and without, and whether those labels serve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from m3l_model.bag_dataset import RgbdBagDataset
+from m3l_model.bag_storage import Allocate, new_memory
+from m3l_model.bags import BagFrames
+from m3l_model.data import NetworkFrame, ToNetworkSize
+from m3l_model.errors import M3LError
+from m3l_model.label_check import check_labels, require_labels_of
+from m3l_model.label_files import LabelFiles
+from m3l_model.labels import LabelSet
+from m3l_model.preprocessing import Preprocessing
+from m3l_model.shared_batches import LazySamples
+from m3l_model.splits import Splits
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingFrames:
+    """The frames of a training run.
+
+    Attributes:
+        dataset: all frames of the bags, as they were recorded.
+        label_set: of the labels.
+        label_files: labels beside the bags; None where there are none.
+        labelled: (L,) positions in the data set of the frames that are trained on with their labels.
+        unlabelled: (U,) positions of those that are trained on without.
+    """
+
+    dataset: RgbdBagDataset
+    label_set: LabelSet
+    label_files: LabelFiles | None
+    labelled: npt.NDArray[np.intp]
+    unlabelled: npt.NDArray[np.intp]
+
+    @classmethod
+    def select(
+        cls,
+        bags: Sequence[BagFrames],
+        label_set: LabelSet,
+        label_files: LabelFiles | None = None,
+        splits: Splits | None = None,
+    ) -> TrainingFrames:
+        """Choose the frames.
+
+        Args:
+            bags: the bags, with the topics to read.
+            label_set: of the label images and of the label files.
+            label_files: labels beside the bags.
+            splits: of exactly these bags; without them every frame that has labels is trained on with them, and every
+                other without.
+
+        Raises:
+            M3LError: no frame has labels, the label files are of other bags, or the splits do not fit the bags or
+                leave nothing to train on or nothing to validate with.
+        """
+        dataset = RgbdBagDataset(bags, label_set, label_files)
+        require_labels_of(dataset, label_files)
+        if splits is None:
+            labelled, unlabelled = np.flatnonzero(dataset.labelled), np.flatnonzero(~dataset.labelled)
+            return cls(dataset, label_set, label_files, labelled, unlabelled)
+        labelled, unlabelled, validation = (
+            splits.select(dataset, "labelled"),
+            splits.select(dataset, "unlabelled"),
+            splits.select(dataset, "validation"),
+        )
+        if not len(labelled):
+            raise M3LError(
+                f"the splits leave none of the {dataset.labelled.sum()} labelled frames to training; draw them anew "
+                "with m3l split, or edit the file"
+            )
+        if not len(validation):
+            raise M3LError(
+                "the splits set no frame apart for validation; draw them anew with m3l split, or train without "
+                "--splits on all frames"
+            )
+        return cls(dataset, label_set, label_files, labelled, unlabelled)
+
+    def check_labels(self, workers: int) -> None:
+        """Read all labels once, with a progress bar, and warn of classes that never occur.
+
+        Raises:
+            M3LError: labels cannot be read, or hold something outside the label set.
+        """
+        pixels = check_labels(self.dataset, self.labelled, self.label_set, self.label_files, workers)
+        never = [
+            name for name, count in zip(self.label_set.classes, pixels.tolist(), strict=True) if not count
+        ]
+        if never:
+            _logger.warning("no labelled frame shows %s; the model will not learn it", ", ".join(never))
+
+    def at_network_size(self, preprocessing: Preprocessing) -> NetworkFrames:
+        """Give the frames as the network takes them, at the same positions.
+
+        Raises:
+            M3LError: bags that are trained on come out at different sizes, which is seen by one frame of each.
+        """
+        bags = self.dataset.bags
+        transform = ToNetworkSize(preprocessing, self.dataset, int(self.labelled[0]))
+        frames = NetworkFrames(
+            RgbdBagDataset(bags, self.label_set, self.label_files, transform),
+            RgbdBagDataset(bags, transform=transform),
+            frozenset(self.labelled.tolist()),
+        )
+        used = np.union1d(self.labelled, self.unlabelled)
+        for position in {self.dataset.locate(first)[0]: first for first in used[::-1].tolist()}.values():
+            frames.read(position)
+        return frames
+
+
+class NetworkFrames(Dataset[NetworkFrame]):
+    """Data set of bags in which only chosen frames have labels, whatever was recorded.
+
+    Args:
+        with_labels, without_labels: data sets of the same bags.
+        labelled: positions of the frames that come with labels.
+    """
+
+    def __init__(
+        self, with_labels: RgbdBagDataset, without_labels: RgbdBagDataset, labelled: frozenset[int]
+    ) -> None:
+        self._with_labels = with_labels
+        self._without_labels = without_labels
+        self._labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self._with_labels)
+
+    def __getitem__(self, position: int) -> NetworkFrame:
+        return self.read(position)
+
+    def __getitems__(self, positions: Sequence[int]) -> LazySamples:
+        """What a ``DataLoader`` makes a batch of."""
+        return LazySamples(self, positions)
+
+    def read(self, position: int, allocate: Allocate = new_memory) -> NetworkFrame:
+        """Read one frame; see ``RgbdBagDataset.read``."""
+        dataset = self._with_labels if position in self._labelled else self._without_labels
+        frame: NetworkFrame = dataset.read(position, allocate)
+        return frame
