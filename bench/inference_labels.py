@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m3l_model.bags import BagFrame
+from m3l_model.bags import BagFrame, read_frames
 from m3l_model.checkpoint import load_checkpoint
-from m3l_model.evaluation import labelled_frames
 from m3l_model.metrics import ConfusionMatrix
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import resize_nearest, resize_rgb, to_metres
@@ -51,7 +50,8 @@ def main() -> int:
     }
     if args.onnx:
         predictors["onnx"] = Predictor.from_checkpoint(args.onnx, args.device)
-    compare(plain, predictors, list(itertools.islice(labelled_frames(args.bag), args.frames)))
+    labelled = (frame for frame in read_frames(args.bag) if frame.labels is not None)
+    compare(plain, predictors, list(itertools.islice(labelled, args.frames)))
     return 0
 
 
