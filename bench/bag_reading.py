@@ -69,6 +69,7 @@ def main() -> int:
     parser.add_argument("--size", default="640x480", help="of synthetic images (default: %(default)s)")
     parser.add_argument("--color", help="pattern of colour images to use instead, with --depth")
     parser.add_argument("--depth", help="pattern of depth images, 16-bit PNG")
+    parser.add_argument("--batch", type=int, default=8, help="frames of a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
         "--folder", type=Path, help="where the bags are made (default: the system's temporary one)"
@@ -92,7 +93,7 @@ def main() -> int:
                     continue
                 bag = Path(folder) / name
                 write_bag(bag, STORAGES[storage], kind == "compressed", frames, args)
-                results[name] = measure(bag, args.rounds)
+                results[name] = measure(bag, args.rounds, args.batch)
                 print(json.dumps({name: results[name]}, indent=1), flush=True)
                 subprocess.run(["rm", "-r", str(bag)], check=True)
     print(table(results))
@@ -101,7 +102,7 @@ def main() -> int:
     return 0
 
 
-def measure(bag: Path, rounds: int) -> dict[str, Any]:
+def measure(bag: Path, rounds: int, batch: int) -> dict[str, Any]:
     """Measure one bag."""
     size = sum(file.stat().st_size for file in bag.iterdir())
     read_once(bag)  # into the page cache
@@ -113,7 +114,7 @@ def measure(bag: Path, rounds: int) -> dict[str, Any]:
     BagFrames.open(bag)
     sequential, shuffled = [], []
     dataset = RgbdBagDataset([bag])
-    loader = shuffled_loader(dataset, persistent_workers=True)
+    loader = shuffled_loader(dataset, batch, persistent_workers=True)
     first_epoch = epoch(loader, len(dataset))
     for _ in range(rounds):
         sequential.append(len(dataset) / read_sequentially(bag))
@@ -349,14 +350,14 @@ def resident_mb(field: str) -> float:
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
-def shuffled_loader(dataset: RgbdBagDataset, **options: Any) -> DataLoader[Any]:
+def shuffled_loader(dataset: RgbdBagDataset, batch: int = BATCH, **options: Any) -> DataLoader[Any]:
     """Make the loader that is measured."""
     return DataLoader(
         dataset,
-        BATCH,
+        batch,
         shuffle=True,
         num_workers=WORKERS,
-        collate_fn=SharedCollate(dataset, BATCH, WORKERS),
+        collate_fn=SharedCollate(dataset, batch, WORKERS),
         **options,
     )
 
