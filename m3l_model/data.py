@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,11 +149,7 @@ def read_batches(dataset: ReadableDataset, sampler: StepSampler, workers: int) -
         M3LError: a bag or label cannot be read.
     """
     collate = SharedCollate(_Example(dataset, sampler.example), sampler.batch_size, workers)
-    loader = worker_loader(dataset, workers, batch_sampler=sampler, collate_fn=_Collate(collate))
-    for batch in loader:
-        if isinstance(batch, M3LError):
-            raise batch
-        yield batch
+    yield from worker_loader(dataset, workers, batch_sampler=sampler, collate_fn=collate)
 
 
 def worker_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
@@ -181,19 +177,6 @@ class _Example(NamedTuple):
 
     def read(self, position: int, allocate: Allocate = new_memory) -> Any:
         return self.dataset.read(self.position, allocate)
-
-
-class _Collate:
-    """Brings errors from a worker as they are: ``DataLoader`` would wrap them into a page of traceback."""
-
-    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: Sequence[Any]) -> Any:
-        try:
-            return self._collate(samples)
-        except M3LError as error:
-            return error
 
 
 def _shuffled(positions: npt.NDArray[np.intp], seed: int, stream: int) -> Iterator[int]:

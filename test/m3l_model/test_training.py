@@ -24,6 +24,7 @@ from m3l_model.data import NetworkFrame, StepFrames, StepSampler, read_batches
 from m3l_model.evaluation import evaluate, labelled_positions
 from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.preprocessing import Preprocessing
+from m3l_model.shared_batches import LazySamples
 from m3l_model.training import (
     TrainConfig,
     Trainer,
@@ -55,6 +56,9 @@ def blocks(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 class MemoryFrames(list[NetworkFrame]):
     """Frames in the place of a data set of bags."""
+
+    def __getitems__(self, positions: list[int]) -> LazySamples:
+        return LazySamples(self, positions)
 
     def read(self, position: int, allocate: object = None) -> NetworkFrame:
         return self[position]
