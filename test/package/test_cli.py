@@ -100,7 +100,7 @@ def test_unknown_command_lists_the_commands_in_one_line(run_python):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("m3l evaluate: error: no such command; commands: ")
-    assert "eval, frames, import-images, info" in line
+    assert "eval, export, frames, import-images, info" in line
 
 
 @pytest.mark.parametrize(
