@@ -54,7 +54,9 @@ class NodeParameters:
     )
     device: str = _parameter("auto", "auto (a GPU where there is one), cpu, cuda or cuda:N")
     precision: str = _parameter(
-        "auto", "auto (bf16 or fp16 on a GPU, fp32 on the CPU)", choices=("auto", "fp32", "bf16", "fp16")
+        "auto",
+        "auto (on a GPU bf16 or fp16; on a CPU bf16 where it computes with it, else fp32)",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     num_threads: int = _parameter(0, "CPU threads for inference; 0 leaves it to torch", limits=(0, 1024))
     autostart: bool = _parameter(
