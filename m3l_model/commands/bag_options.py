@@ -106,7 +106,7 @@ def open_bags_of_splits(args: argparse.Namespace) -> tuple[list[BagFrames], Spli
     """Open bags and splits as arguments of ``add_split_bag_arguments`` say; a bag may lack the named label topic.
 
     Raises:
-        M3LError: neither bags nor splits are named, or one of them cannot be read.
+        M3LError: neither bags nor splits are named, one of them cannot be read, or no bag has the named label topic.
     """
     from m3l_model.splits import Splits
 
@@ -114,7 +114,10 @@ def open_bags_of_splits(args: argparse.Namespace) -> tuple[list[BagFrames], Spli
     paths = args.bags or ([bag.path for bag in splits.bags] if splits else [])
     if not paths:
         raise M3LError("no bags: name them with --bag, or with --splits a file that names them")
-    return [open_bag(path, args, labels_required=False) for path in paths], splits
+    bags = [open_bag(path, args, labels_required=False) for path in paths]
+    if args.label_topic and not any(bag.topics.label for bag in bags):
+        raise M3LError(f"{', '.join(map(str, paths))}: none has a topic {args.label_topic}; see m3l info")
+    return bags, splits
 
 
 def open_labels(args: argparse.Namespace) -> tuple[LabelSet | None, LabelFiles | None]:

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from m3l_model.bag_writer import BagWriter
+from m3l_model.bags import BagFrames
+from m3l_model.cli import main
+from m3l_model.errors import M3LError
+from m3l_model.label_files import open_label_files
+from m3l_model.labels import IGNORE_ID, LabelError, LabelSet
+from m3l_model.preprocessing import Preprocessing
+from m3l_model.splits import BagSplits, Splits, TimeRange
+from m3l_model.training_frames import TrainingFrames
+
+SECOND = 1_000_000_000
+START_NS = 50 * SECOND
+STEP_NS = SECOND // 2
+FRAMES = 12
+SIZE = (40, 60)
+LABELS = LabelSet.generic(3)
+WHOLE = (TimeRange(0, None),)
+
+
+def stamp(frame: int) -> int:
+    return START_NS + frame * STEP_NS
+
+
+def write_bag(
+    path: Path, labelled: Collection[int] = (1, 4, 9), size: tuple[int, int] = SIZE, label: int = 1
+) -> Path:
+    """6 s at 2 Hz: frame i has the grey value 10 i everywhere, and labels of one class where it has any."""
+    with BagWriter(path) as bag:
+        for frame in range(FRAMES):
+            rgb = np.full((*size, 3), 10 * frame, np.uint8)
+            labels = np.full(size, label, np.uint8) if frame in labelled else None
+            bag.write_frame(stamp(frame), "camera", rgb, np.full(size, 2000, np.uint16), labels, np.eye(3))
+    return path
+
+
+def write_png(path: Path, label: int = 2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full(SIZE, label, np.uint8))
+
+
+def select(*bags: Path, labels: Path | None = None, splits: Splits | None = None) -> TrainingFrames:
+    files = open_label_files(labels, LABELS) if labels else None
+    return TrainingFrames.select([BagFrames.open(bag) for bag in bags], LABELS, files, splits)
+
+
+def halves(path: Path, **roles: tuple[TimeRange, ...]) -> Splits:
+    """The first 4 s train unless told otherwise, the rest validates."""
+    ranges = roles or {"training": (TimeRange(0, 4 * SECOND),), "validation": (TimeRange(4 * SECOND, None),)}
+    return Splits((BagSplits(path, **ranges),))
+
+
+def test_without_splits_every_labelled_frame_is_trained_on_with_its_labels(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag")
+    write_png(tmp_path / "labels" / f"{stamp(7)}.png")
+    chosen = select(bag, labels=tmp_path / "labels")
+    assert chosen.labelled.tolist() == [1, 4, 7, 9]
+    assert sorted([*chosen.labelled, *chosen.unlabelled]) == list(range(FRAMES))
+
+
+def test_splits_say_what_is_trained_on(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag")
+    chosen = select(bag, splits=halves(bag))
+    assert chosen.labelled.tolist() == [1, 4]
+    assert chosen.unlabelled.tolist() == [0, 2, 3, 5, 6, 7]
+
+
+def test_only_labelled_positions_come_with_labels(tmp_path: Path) -> None:
+    good, other = write_bag(tmp_path / "good"), write_bag(tmp_path / "other", label=77)
+    splits = Splits(
+        (
+            BagSplits(good, training=(TimeRange(0, 4 * SECOND),), validation=(TimeRange(4 * SECOND, None),)),
+            BagSplits(other, unlabelled=WHOLE),
+        )
+    )
+    chosen = select(good, other, splits=splits)
+    chosen.check_labels(workers=0)
+    frames = chosen.at_network_size(Preprocessing(32))
+    with_labels = [
+        position for position in range(len(frames)) if (frames[position].labels != IGNORE_ID).any()
+    ]
+    assert with_labels == chosen.labelled.tolist() == [1, 4]
+    assert set(range(FRAMES, 2 * FRAMES)) <= set(chosen.unlabelled.tolist())
+
+
+def test_what_leaves_nothing_to_train_on_or_to_validate_with_is_refused(tmp_path: Path) -> None:
+    bag, bare = write_bag(tmp_path / "bag"), write_bag(tmp_path / "bare", labelled=())
+    with pytest.raises(
+        LabelError, match=r"bare: no frame has labels: .*--label-topic or the files with --labels"
+    ):
+        select(bare)
+    late = {"training": (TimeRange(5 * SECOND, None),), "validation": (TimeRange(0, SECOND),)}
+    with pytest.raises(M3LError, match="none of the 3 labelled frames to training"):
+        select(bag, splits=halves(bag, **late))
+    with pytest.raises(M3LError, match="no frame apart for validation"):
+        select(bag, splits=halves(bag, training=WHOLE))
+
+
+def test_label_files_of_other_bags_are_refused(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag")
+    write_png(tmp_path / "kitchen" / "hall" / f"{stamp(2)}.png")
+    with pytest.raises(LabelError, match="kitchen: labels of hall, but the bags are bag"):
+        select(bag, labels=tmp_path / "kitchen")
+    write_png(tmp_path / "late" / f"{stamp(2) + 1}.png")
+    with pytest.raises(LabelError, match="late: no label has the stamp of a colour image of bag"):
+        select(bag, labels=tmp_path / "late")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ids_outside_the_label_set_are_listed_with_counts_topics_and_stamps(
+    tmp_path: Path, workers: int
+) -> None:
+    many, one = write_bag(tmp_path / "many", range(6), label=7), write_bag(tmp_path / "one", [3], label=9)
+    with pytest.raises(LabelError) as caught:
+        select(many, one).check_labels(workers)
+    pixels = SIZE[0] * SIZE[1]
+    assert str(caught.value).startswith(
+        f"ids outside label set 'generic': 7 ({6 * pixels} pixels in {many} /camera/labels at {stamp(0)}, "
+        f"{stamp(1)}, {stamp(2)} and 3 more), 9 ({pixels} pixels in {one} /camera/labels at {stamp(3)}); "
+    )
+
+
+def test_label_files_are_checked_before_training(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag")
+    write_png(tmp_path / "labels" / f"{stamp(2)}.png", label=8)
+    with pytest.raises(LabelError, match=rf"8 .*{stamp(2)}\.png"):
+        select(bag, labels=tmp_path / "labels").check_labels(workers=0)
+
+
+def test_classes_that_are_never_labelled_are_only_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bag = write_bag(tmp_path / "bag")
+    select(bag).check_labels(workers=0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no labelled frame shows class_0, class_2; the model will not learn it"
+    ]
+    caplog.clear()
+    for frame, label in ((0, 0), (2, 2)):
+        write_png(tmp_path / "labels" / f"{stamp(frame)}.png", label)
+    select(bag, labels=tmp_path / "labels").check_labels(workers=0)
+    assert not caplog.records
+
+
+def test_bags_that_come_out_at_different_sizes_are_named_before_training(tmp_path: Path) -> None:
+    bag, wide = write_bag(tmp_path / "bag"), write_bag(tmp_path / "wide", size=(32, 64))
+    with pytest.raises(M3LError) as caught:
+        select(bag, wide).at_network_size(Preprocessing(32))
+    assert f"{wide} at {stamp(0)}, 64x32, comes out at 64x32" in str(caught.value)
+    assert f"{bag} at {stamp(1)}, 60x40, at 48x32" in str(caught.value)
+    larger = write_bag(tmp_path / "larger", size=(80, 120))
+    assert select(bag, larger).at_network_size(Preprocessing(32))[FRAMES].rgb.shape == (32, 48, 3)
+    splits = Splits((BagSplits(wide, validation=WHOLE), BagSplits(bag, training=WHOLE)))
+    frames = select(wide, bag, splits=splits).at_network_size(Preprocessing(32))
+    assert frames[FRAMES].rgb.shape == (32, 48, 3)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "{modality_dropout: true, mean_teacher: true, short_side: 32, crop: 1.0, steps: 2, labelled_batch: 2, "
+        "unlabelled_batch: 2}"
+    )
+    return path
+
+
+def test_commands_train_on_splits_and_score_their_validation_part(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bag = write_bag(tmp_path / "bag")
+    label_set = tmp_path / "three.yaml"
+    label_set.write_text(
+        "name: three\nclasses: [{name: a, color: [1, 2, 3]}, {name: b, color: [4, 5, 6]}, {name: c, color: [7, 8, 9]}]"
+    )
+    for frame in (6, 10, 11):
+        write_png(tmp_path / "labels" / "bag" / f"{stamp(frame)}.png")
+    halves(bag).save(tmp_path / "splits.yaml")
+    common = ["--splits", "splits.yaml", "--labels", "labels", "--device", "cpu"]
+    train = ["train", *common, "--label-set", "three.yaml", "--config", str(recipe), "--slop", "0.01"]
+    assert main([*train, "--out", "run", "--workers", "1"]) == 0
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["labelled_frames"], facts["unlabelled_frames"], facts["workers"]) == (3, 5, 1)
+    assert (facts["splits"], facts["label_files"]) == ("splits.yaml", "labels")
+    assert (facts["label_set"], facts["pairing"]["slop"], len(facts["bags"])) == ("three", 0.01, 1)
+
+    evaluation = ["eval", "--checkpoint", "run/checkpoint.safetensors", "--out", "scores.json"]
+    for arguments, frames in (
+        (common, 3),
+        (["--bag", "bag", "--labels", "labels"], 6),
+        (["--bag", "bag"], 3),
+        (["--bag", "bag", "--every", "2", "--labels", "labels", "--frames", "2"], 2),
+    ):
+        assert main([*evaluation, *arguments]) == 0
+        assert json.loads((tmp_path / "scores.json").read_text())["frames"] == frames
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["train", "--bag", "bag", "--labels", "nyu13"], "that is a label set; use --label-set"),
+        (["train", "--bag", "bag", "--labels", "mine.yaml"], "that is a label set; use --label-set"),
+        (["train", "--bag", "bag"], "training needs --label-set"),
+        (["train", "--label-set", "demo"], "no bags: name them with --bag"),
+        (
+            ["train", "--bag", "bag", "--label-set", "demo", "--label-topic", "/truth"],
+            "bag: none has a topic /truth",
+        ),
+        (["train", "--bag", "bag", "--label-set", "demo", "--splits", "none.yaml"], "none.yaml: cannot read"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bag(tmp_path / "bag")
+    assert main([*command, "--out", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_says_why_nothing_can_be_scored(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, out = write_bag(tmp_path / "bag"), tmp_path / "run"
+    train = ["train", "--bag", str(bag), "--label-set", "demo", "--config", str(recipe), "--device", "cpu"]
+    assert main([*train, "--out", str(out), "--workers", "0"]) == 0
+    halves(bag, training=WHOLE[:0], validation=(TimeRange(0, SECOND // 2),)).save(tmp_path / "splits.yaml")
+    capsys.readouterr()
+    for arguments, complaint in (
+        (["--labels", "demo"], "--labels demo: that is a label set; the model has its own, 'demo'"),
+        (["--splits", str(tmp_path / "splits.yaml")], "none of the 1 frames that the splits set apart"),
+    ):
+        evaluation = ["eval", "--checkpoint", str(out / "checkpoint.safetensors"), "--bag", str(bag)]
+        assert main([*evaluation, *arguments]) == 2
+        assert complaint in capsys.readouterr().err
