@@ -4,8 +4,8 @@
     python bench/node_cycles.py --cycles 100 --out cycles.json
 
 Each cycle asks for a configuration that fails, then for configure, activate, deactivate and cleanup; every tenth one
-has an image segmented too. Exit code 0 says that every answer was as it should be and that nothing grew beyond its
-limit.
+has an image segmented too. Exit code 0 says that every answer was as it should be and that nothing grew beyond the
+limits.
 """
 
 from __future__ import annotations

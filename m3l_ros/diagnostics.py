@@ -67,7 +67,7 @@ class Diagnostics:
     def __init__(self, name: str) -> None:
         self._name = name
         self._history: deque[tuple[float, Counter[str]]] = deque()
-        self._colour_seen = 0.0
+        self._colour_seen: float | None = None
 
     def message(self, stamp: Any, snapshot: Snapshot) -> tuple[DiagnosticArray, list[Judgement]]:
         """The message for now, and the problems it speaks of.
@@ -127,7 +127,7 @@ class Diagnostics:
             self._history.popleft()
         since, before = self._history[0]
         previous = self._history[-2][1] if len(self._history) > 1 else counts
-        if counts["received"] > previous["received"] or snapshot.inputs is None:
+        if counts["received"] > previous["received"] or snapshot.inputs is None or self._colour_seen is None:
             self._colour_seen = snapshot.time
         return Recent(
             seconds=max(snapshot.time - since, 1e-3),

@@ -156,7 +156,7 @@ def _depth_problems(
             "the depth camera (a simulator without noise: set frozen_warn_after to 0)",
         )
     skew = abs(sync.skew_ns or 0) / 1e9
-    if skew > thresholds.slop:
+    if skew > thresholds.slop and not counts["paired"]:
         remedy = f", or set slop above {skew:.3f}" if skew < _LARGEST_SLOP else ""
         yield Judgement(
             WARN,

@@ -7,7 +7,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from std_msgs.msg import Header
 
-from m3l_model.sync import RgbdSynchronizer
+from m3l_model.sync import Reason, RgbdSynchronizer
 from m3l_ros.diagnostics import Diagnostics, ModelStatus, Snapshot
 from m3l_ros.inputs import InputStatus, StreamStatus
 from m3l_ros.parameters import NodeParameters
@@ -110,6 +110,53 @@ def test_skew_beyond_slop_is_named_with_a_slop_that_would_pair():
     assert (status.level, values["skew (ms)"]) == (DiagnosticStatus.WARN, "-45.0")
     assert "-45.0 ms off" in status.message
     assert "set slop above 0.045" in status.message
+
+
+def test_depth_that_pairs_now_and_then_is_slow_and_not_skewed():
+    before, after = active(synchronized(10), time=100.0), active(synchronized(40), time=102.0)
+    assert after.sync is not None
+    frames = {**after.sync.frames, Reason.PAIRED: 15, Reason.DEADLINE: 25}
+    slow = replace(after, sync=replace(after.sync, skew_ns=66 * MS, frames=frames))
+    status, values = report(before, slow)
+    assert status.level == DiagnosticStatus.WARN
+    assert "only 17 % of the colour images found depth within slop (0.02 s)" in status.message
+    assert values["pair ratio (%)"] == "17"
+
+
+def test_images_lost_in_transport_are_a_warning_that_names_the_profile():
+    def snapshot(time, lost):
+        stream = StreamStatus("/rgb", 1, False, lost)
+        return replace(active(synchronized(), time=time), inputs=INPUTS._replace(rgb=stream))
+
+    status, values = report(snapshot(100.0, 3), snapshot(101.0, 45))
+    assert (status.level, values["colour images lost in transport"]) == (DiagnosticStatus.WARN, "45")
+    assert "42 of 42 colour images on /rgb were lost" in status.message
+    assert "config/fastdds_shm.xml" in status.message
+    assert "FASTRTPS_DEFAULT_PROFILES_FILE" in status.message
+
+
+def test_worst_problem_comes_first_and_the_others_are_named():
+    core = synchronized()
+    core.poll(2_000 * MS)
+    inputs = INPUTS._replace(registration_problem="not registered", depth=StreamStatus("/depth", 2, True))
+    failing = replace(active(core), inputs=inputs, error="damaged was refused", outage_length=70.0)
+    failing = replace(failing, parameters=NodeParameters(outage_error_after=60.0))
+    status, values = report(failing)
+    assert (status.level, "no depth on /depth for 70 s" in status.message) == (DiagnosticStatus.ERROR, True)
+    others = ["damaged was refused", "2 publishers on /depth", "not registered"]
+    assert all(text in values["other problems"] for text in others)
+
+
+def test_model_that_always_fails_is_an_error():
+    before, after = active(synchronized(10), time=100.0), active(synchronized(20), time=101.0, FAILED=10)
+    assert report(before, after)[0].level == DiagnosticStatus.ERROR
+
+
+def test_latency_is_judged_and_split_into_stages():
+    slow = replace(active(synchronized()), timings=[Timing(0.5, 0.1, 0.6, 0.1)] * 5)
+    status, values = report(slow)
+    assert (status.level, values["latency p50/p95 (ms)"]) == (DiagnosticStatus.WARN, "1300.0/1300.0")
+    assert values["wait p50/p95 (ms)"] == "500.0/500.0"
 
 
 def test_registration_problem_is_a_warning():
