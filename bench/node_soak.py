@@ -44,10 +44,10 @@ SETTLE = 60.0
 MOST_BEHIND = 0.5  # what a busy machine may take; after more, the run goes on later rather than faster
 EXIT_WITHIN = 2.0
 
-MEMORY_LIMIT = 24.0
-"""MiB that the node may hold at the end more than when a fifth of the run was over."""
-MEMORY_SLOPE_LIMIT = 0.5
-"""MiB/min by which it may grow meanwhile, judged where the run is longer than ten minutes."""
+MEMORY_LIMIT = 64.0
+"""MiB that the node may hold at the end more than when a fifth of the run was over: bursts fill its queues."""
+MEMORY_SLOPE_LIMIT = 0.1
+"""MiB/min by which it may grow in the second half of a run of ten minutes or more."""
 FILES_LIMIT = 8
 """Open files likewise."""
 
@@ -94,17 +94,17 @@ class Usage:
         self.samples.append((at, mib, len(list((self._proc / "fd").iterdir()))))
 
     def growth(self) -> dict[str, float]:
-        """Growth and slope since a fifth of the run was over; ends are medians of five samples."""
-        late = np.array(self.samples[len(self.samples) // 5 :])
-        minutes = late[:, 0] / 60
+        """Growth since a fifth of the run was over, from and to medians of five samples; slopes of the second half."""
+        late, half = (np.array(self.samples[len(self.samples) // share :]) for share in (5, 2))
+        minutes = half[:, 0] / 60
         first, last = np.median(late[:5], axis=0), np.median(late[-5:], axis=0)
         return {
             "memory_mib": float(last[1]),
             "memory_growth_mib": float(last[1] - first[1]),
-            "memory_slope_mib_per_min": float(np.polyfit(minutes, late[:, 1], 1)[0]),
+            "memory_slope_mib_per_min": float(np.polyfit(minutes, half[:, 1], 1)[0]),
             "files": float(last[2]),
             "files_growth": float(last[2] - first[2]),
-            "files_slope_per_min": float(np.polyfit(minutes, late[:, 2], 1)[0]),
+            "files_slope_per_min": float(np.polyfit(minutes, half[:, 2], 1)[0]),
         }
 
 

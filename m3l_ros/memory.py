@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT = 64 * 2**20
 _LARGEST_IMAGE = 32 * 2**20  # the most that glibc allows
+_ARENAS = 2  # each thread would have one, and keep there what others could use
 
 
 def keep_freed_memory() -> None:
@@ -20,6 +21,7 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
         library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_IMAGE)
+        library.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def give_back_freed_memory() -> None:
