@@ -7,13 +7,11 @@ pages takes several times as long as reading the images does. Here raw images ar
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import multiprocessing
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import get_worker_info
 
+from m3l_model.allocator import keep_freed_memory
 from m3l_model.bag_storage import Allocate, new_memory
 from m3l_model.errors import M3LError
 
@@ -31,8 +30,6 @@ SLABS = 4
 _ALIGNMENT = 64
 _MARGIN_BYTES = 4096
 """More than what surrounds an image's pixels in its message."""
-_KEPT_BYTES = 32 << 20
-"""glibc's greatest threshold."""
 
 
 class CollateError(M3LError):
@@ -112,6 +109,15 @@ class SharedCollate:
 
     def _collate(self, samples: Sequence[Any]) -> Any:
         number = self._free_slab()
+        batch = None
+        try:
+            batch = self._fill(samples, number)
+        finally:
+            if number is not None and not isinstance(batch, _SharedBatch):
+                self.give_back(number)
+        return batch
+
+    def _fill(self, samples: Sequence[Any], number: int | None) -> Any:
         slab = None if number is None else _Slab(self._slab(number))
         allocate = new_memory if slab is None else slab.allocate
         # One after the other: what must be copied is copied while it still lies in the processor's cache.
@@ -128,10 +134,7 @@ class SharedCollate:
         shared = [part for part in parts if isinstance(part, _Part)]
         if number is not None and len(shared) == len(parts):
             return _SharedBatch(self._number, number, type(first), shared)
-        batch = type(first)(*(torch.from_numpy(column.copy()) for column in columns))
-        if number is not None:
-            self.give_back(number)
-        return batch
+        return type(first)(*(torch.from_numpy(column.copy()) for column in columns))
 
     def take(self, number: int, kind: type, parts: Sequence[_Part]) -> Any:
         """Make a batch of what a worker has put into a slab."""
@@ -152,7 +155,7 @@ class SharedCollate:
             return None
         if self._claim[0] != os.getpid():
             self._claim = (os.getpid(), self._claim_slabs())
-            _keep_freed_memory()
+            keep_freed_memory()
         worker = self._claim[1]
         if worker < 0 or self._state["used"][worker].all():
             return None
@@ -323,15 +326,6 @@ class _Column:
 
 def _address(array: npt.NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library use a freed image's memory for the next one, rather than return it to the system each time."""
-    trim_threshold, mmap_threshold = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, _KEPT_BYTES)
-        mallopt(trim_threshold, _KEPT_BYTES)
 
 
 def _is_alive(process: int) -> bool:

@@ -14,6 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from m3l_model.registration import registration_problem
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
 from m3l_ros.freeze import FreezeWatch
 from m3l_ros.group_executor import GroupExecutor
@@ -26,7 +27,6 @@ from m3l_ros.qos import (
     UnsupportedEventTypeError,
     input_qos,
 )
-from m3l_ros.registration import registration_problem
 from m3l_ros.synchronizer import RgbdTimeSynchronizer
 
 _WATCH_PERIOD = 1.0

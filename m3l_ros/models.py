@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from m3l_model.allocator import give_back_freed_memory
 from m3l_model.errors import M3LError
-from m3l_ros.memory import give_back_freed_memory
 from m3l_ros.parameters import NodeParameters
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from m3l_model.allocator import keep_freed_memory
 from m3l_model.errors import M3LError
 from m3l_model.openmp import share_cores
 from m3l_ros.availability import start_ros, without_ros_arguments
-from m3l_ros.memory import keep_freed_memory
 from m3l_ros.parameters import parameter_infos
 from m3l_ros.transport import fastdds_environment
 
@@ -28,6 +28,7 @@ EXIT_ERROR = 2
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _LAST_RESORT = 1.0
 _EXECUTOR_THREADS = 4
+_ARENAS = 2
 
 _TOPICS = """\
 topics, relative; remap them with --ros-args -r rgb/image:=/camera/color/image_raw
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Once the node has run, the process ends here with code 0; otherwise the exit code is returned.
     """
     share_cores(os.environ)
-    keep_freed_memory()
+    keep_freed_memory(_ARENAS)
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Blocked, in every thread to come, they wait for _run to ask for them: none is lost, whatever runs meanwhile.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -327,6 +328,27 @@ def test_a_damaged_frame_is_named_by_its_worker(bags: list[Path], tmp_path: Path
     storage.write_bytes(content)
     with pytest.raises(BagError, match=rf"^{storage}: damaged at byte \d+, .*fails its checksum"):
         list(batches(dataset, 1, [[12, 13]]))
+
+
+def collate_after_errors(dataset: RgbdBagDataset, collate: SharedCollate, kinds: Any) -> None:
+    """In a process of its own: batches that fail, more of them than there are slabs, and then one that does not."""
+    sample = dataset[0]
+    for _ in range(2 * SLABS):
+        with pytest.raises(CollateError):
+            collate([sample, sample._replace(rgb=sample.rgb[:-1])])
+    kinds.put(type(collate([sample, sample])).__name__)
+
+
+def test_a_batch_that_fails_gives_its_memory_back(bags: list[Path]) -> None:
+    dataset = RgbdBagDataset(bags)
+    context = multiprocessing.get_context("fork")
+    kinds = context.Queue()
+    process = context.Process(
+        target=collate_after_errors, args=(dataset, SharedCollate(dataset, 2, 1), kinds)
+    )
+    process.start()
+    assert kinds.get(timeout=60) == "_SharedBatch"
+    process.join()
 
 
 def test_lazy_samples_are_a_sequence(bags: list[Path]) -> None:

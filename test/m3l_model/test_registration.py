@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sensor_msgs.msg import CameraInfo
 
-from m3l_ros.registration import registration_problem
+from m3l_model.registration import registration_problem
 
 
 def camera(width=640, height=480, fx=525.0, fy=525.0, cx=319.5, cy=239.5):
