@@ -18,3 +18,12 @@ def test_ci_has_pycocotools_so_that_masks_are_compared_with_its_own() -> None:
         from pycocotools import mask
 
         assert mask.decode is not None
+
+
+def test_ci_has_onnx_so_that_exported_files_are_run_there() -> None:
+    if os.environ.get("CI"):
+        import onnxruntime
+        import onnxscript
+
+        assert "CPUExecutionProvider" in onnxruntime.get_available_providers()
+        assert onnxscript.__version__
