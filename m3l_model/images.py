@@ -109,11 +109,13 @@ def to_rgb(msg: ImageMessage) -> npt.NDArray[np.uint8]:
             image.dtype == np.uint8, f"format {msg.format!r} holds {image.dtype} pixels: depth, not colour"
         )
         return cast("npt.NDArray[np.uint8]", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    _require(not is_depth(msg), f"encoding {_encoding(msg)!r} is depth, not colour")
-    _require(
-        is_color(msg),
-        f"encoding {_encoding(msg)!r} is not supported as colour (8UC3 and its like do not say the order of colours)",
-    )
+    if not is_color(msg):
+        raise ImageFormatError(
+            f"encoding {_encoding(msg)!r} is depth, not colour"
+            if is_depth(msg)
+            else f"encoding {_encoding(msg)!r} is not supported as colour "
+            "(8UC3 and its like do not say the order of colours)"
+        )
     return cast("npt.NDArray[np.uint8]", _convert(cast("RawImage", msg), "rgb8"))
 
 
@@ -125,17 +127,17 @@ def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float
     """
     if _is_compressed(msg):
         return _decompress_depth(msg)
-    _require(
-        is_depth(msg),
-        f"encoding {_encoding(msg)!r} is {'colour' if is_color(msg) else 'not supported'}, not depth; "
-        "depth is 16UC1 or mono16 (mm) or 32FC1 (m)",
-    )
+    if not is_depth(msg):
+        raise ImageFormatError(
+            f"encoding {_encoding(msg)!r} is {'colour' if is_color(msg) else 'not supported'}, not depth; "
+            "depth is 16UC1 or mono16 (mm) or 32FC1 (m)"
+        )
     return cast("npt.NDArray[np.uint16] | npt.NDArray[np.float32]", _convert(cast("RawImage", msg), None))
 
 
 def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
     """Whether any pixel of (H, W) uint16 mm or float32 m holds a distance, as ``preprocessing.to_metres`` has it."""
-    return any(_holds_distance(part) for part in (depth[::16, ::16], depth))
+    return any(_holds_distance(part) for part in (depth[len(depth) // 2], depth))
 
 
 def _holds_distance(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
@@ -198,16 +200,19 @@ def _convert(msg: RawImage, color_space: str | None) -> Any:
 
 def _pack(msg: RawImage, dtype: str, channels: int) -> _PackedImage:
     """Check the sizes and drop the padding at the end of each row."""
-    size = f"{msg.width}x{msg.height} {msg.encoding}"
-    _require(msg.height > 0 and msg.width > 0, f"{size}: the image is empty")
     rows = msg.height * 3 // 2 if msg.encoding in _CHROMA_BELOW else msg.height
     row_bytes = msg.width * channels * np.dtype(dtype).itemsize
     data = _bytes(msg)
-    _require(msg.step >= row_bytes, f"{size}: step is {msg.step}, but a row takes {row_bytes} bytes")
-    _require(
-        data.size == rows * msg.step,
-        f"{size}: {data.size} bytes of data, but {rows} rows of {msg.step} are due",
-    )
+    if not (msg.height > 0 and msg.width > 0):
+        problem = "the image is empty"
+    elif msg.step < row_bytes:
+        problem = f"step is {msg.step}, but a row takes {row_bytes} bytes"
+    elif data.size != rows * msg.step:
+        problem = f"{data.size} bytes of data, but {rows} rows of {msg.step} are due"
+    else:
+        problem = ""
+    if problem:
+        raise ImageFormatError(f"{msg.width}x{msg.height} {msg.encoding}: {problem}")
     if msg.step > row_bytes:
         data = data.reshape(rows, msg.step)[:, :row_bytes].ravel()
     return _PackedImage(rows, msg.width, msg.encoding, bool(msg.is_bigendian), data)

@@ -135,16 +135,20 @@ class McapFile:
 
     def read(self, place: np.void, allocate: Allocate = new_memory) -> memoryview:
         """Read a message whole; see ``StorageFile.read``."""
-        at, within, size = int(place["at"]), int(place["within"]), int(place["size"])
+        stored_topic, _, size, log_ns, at, within, *_ = place.item()
         try:
             if within < 0:
                 part = self._read_into(at - _PREFIX_BYTES, allocate(_PREFIX_BYTES + size, _PREFIX_BYTES))
             else:
                 part = self._chunk_part(at, within - _PREFIX_BYTES, _PREFIX_BYTES + size, allocate)
-            self._check_message(part[:_PREFIX_BYTES], place)
+            opcode, length = _RECORD.unpack_from(part)
+            channel, _, logged_ns, _ = _MESSAGE_HEADER.unpack_from(part, _RECORD.size)
+            found = (opcode, length, logged_ns, self._channels.get(channel, stored_topic))
+            if found != (_MESSAGE, size + _MESSAGE_HEADER.size, log_ns, stored_topic):
+                raise StorageDamage("another message lies there now")
         except StorageDamage as error:
             raise BagError(
-                f"{self.path}: damaged at byte {at}, a message of log time {int(place['log_ns'])}: {error}; "
+                f"{self.path}: damaged at byte {at}, a message of log time {log_ns}: {error}; "
                 "`mcap recover` keeps the other messages"
             ) from None
         return part[_PREFIX_BYTES:]
@@ -490,14 +494,6 @@ class McapFile:
         self._verified.add(head.at)
         self._kept = (head.at, content)
         return content
-
-    def _check_message(self, prefix: memoryview, place: np.void) -> None:
-        opcode, length = _RECORD.unpack_from(prefix)
-        channel, _, log_ns, _ = _MESSAGE_HEADER.unpack_from(prefix, _RECORD.size)
-        expected = (_MESSAGE, int(place["size"]) + _MESSAGE_HEADER.size, int(place["log_ns"]))
-        topic = int(place["stored_topic"])
-        if (opcode, length, log_ns) != expected or self._channels.get(channel, topic) != topic:
-            raise StorageDamage("another message lies there now")
 
     # Bytes
 

@@ -67,9 +67,10 @@ class LazySamples(Sequence[Any]):
 class SharedCollate:
     """The ``collate_fn`` of a ``DataLoader`` whose samples are named tuples of arrays and numbers, such as ``Sample``.
 
-    A batch is the same named tuple of tensors, with one dimension more. Its memory goes back to the worker when the
-    last tensor of it is gone; as long as one is kept, it stays as it is. Where that memory does not serve (many batches
-    kept, larger ones, workers that were not forked), batches come as PyTorch brings them.
+    A batch is the same named tuple of tensors, with one dimension more; where its samples share one read-only array,
+    such as the labels of frames without labels, the tensor repeats that one. Its memory goes back to the worker when
+    the last tensor of it is gone; as long as one is kept, it stays as it is. Where that memory does not serve (many
+    batches kept, larger ones, workers that were not forked), batches come as PyTorch brings them.
 
     Args:
         dataset: whose first sample tells the size of the others.
@@ -124,12 +125,12 @@ class SharedCollate:
         stream = samples.stream(allocate) if isinstance(samples, LazySamples) else iter(samples)
         first = next(stream)
         columns = [
-            _Column(name, np.asarray(value), len(samples), slab)
+            (_Numbers if np.isscalar(value) else _Arrays)(name, value, len(samples), slab)
             for name, value in zip(first._fields, first, strict=True)
         ]
         for sample in chain([first], stream):
             for column, value in zip(columns, sample, strict=True):
-                column.append(np.asarray(value))
+                column.append(value)
         parts = [column.part() for column in columns]
         shared = [part for part in parts if isinstance(part, _Part)]
         if number is not None and len(shared) == len(parts):
@@ -255,68 +256,122 @@ class _Slab:
 
 
 class _Column:
-    """One field of all samples of a batch: arrays that lie in the slab at even distances, or else copied into one."""
+    """One field of all samples of a batch."""
 
-    def __init__(self, name: str, first: npt.NDArray[Any], count: int, slab: _Slab | None) -> None:
+    def __init__(self, name: str, first: Any, count: int, slab: _Slab | None) -> None:
         self._name = name
-        self._first = first
+        self._first = np.asarray(first)
         self._count = count
         self._slab = slab
-        self._offsets: list[int] = []
+
+    def append(self, value: Any) -> None:
+        """Add the next sample's."""
+        raise NotImplementedError
+
+    def part(self) -> _Part | None:
+        """Where in the slab the column lies; None where it lies elsewhere."""
+        raise NotImplementedError
+
+    def copy(self) -> npt.NDArray[Any]:
+        """The column in memory of its own."""
+        raise NotImplementedError
+
+    def _new_rows(self, count: int) -> npt.NDArray[Any]:
+        first = self._first
+        size = count * first.nbytes
+        memory = self._slab.allocate_rows(size) if self._slab else new_memory(size, 0)
+        return np.frombuffer(memory, first.dtype).reshape(count, *first.shape)
+
+    def _part_of(self, rows: npt.NDArray[Any], step: int) -> _Part | None:
+        offset = self._slab.offset(rows) if self._slab else None
+        if offset is None:
+            return None
+        return _Part(offset, (self._count, *rows.shape[1:]), (step, *rows.strides[1:]), rows.dtype)
+
+
+class _Numbers(_Column):
+    """A field that holds numbers."""
+
+    def __init__(self, name: str, first: Any, count: int, slab: _Slab | None) -> None:
+        super().__init__(name, first, count, slab)
+        self._kind = type(first)
+        self._values: list[Any] = []
+
+    def append(self, value: Any) -> None:
+        if type(value) is not self._kind:
+            raise CollateError(
+                f"samples differ in {self._name}: {self._kind.__name__} and {type(value).__name__}"
+            )
+        self._values.append(value)
+
+    def part(self) -> _Part | None:
+        rows = self._new_rows(self._count)
+        rows[:] = self._values
+        return self._part_of(rows, self._first.nbytes)
+
+    def copy(self) -> npt.NDArray[Any]:
+        return np.array(self._values, self._first.dtype)
+
+
+class _Arrays(_Column):
+    """A field that holds arrays, which stay where they are, or else are copied into one.
+
+    They stay where they lie in the slab at even distances, or are one and the same array that is read-only.
+    """
+
+    def __init__(self, name: str, first: Any, count: int, slab: _Slab | None) -> None:
+        super().__init__(name, first, count, slab)
+        self._start = slab.offset(self._first) if slab else None
+        self._is_constant = slab is not None and not self._first.flags.writeable
+        self._step = 0
         self._arrays: list[npt.NDArray[Any]] = []
         self._rows: npt.NDArray[Any] | None = None
         self._filled = 0
 
-    def append(self, array: npt.NDArray[Any]) -> None:
-        first = self._first
+    def append(self, value: Any) -> None:
+        array, first = np.asarray(value), self._first
         if array.shape != first.shape or array.dtype != first.dtype:
             raise CollateError(
                 f"samples differ in {self._name}: {first.dtype} {first.shape} and {array.dtype} {array.shape}; "
                 "bring them to one size and type with a transform, or batch bags of one camera"
             )
-        offset = self._slab.offset(array) if self._slab else None
-        if self._rows is None and offset is not None and self._is_even(offset, array):
-            self._offsets.append(offset)
+        if self._rows is None and self._stays(array):
             self._arrays.append(array)
             return
         self._copied()[self._filled] = array
         self._filled += 1
 
     def part(self) -> _Part | None:
-        """Where in the slab the column lies; None where it lies elsewhere."""
-        if self._slab is None:
-            return None
         if self._rows is not None:
-            offset = self._slab.offset(self._rows)
-            return (
-                None
-                if offset is None
-                else _Part(offset, self._rows.shape, self._rows.strides, self._rows.dtype)
-            )
-        step = self._offsets[1] - self._offsets[0] if self._count > 1 else 0
-        first = self._first
-        return _Part(self._offsets[0], (self._count, *first.shape), (step, *first.strides), first.dtype)
+            return self._part_of(self._rows, self._first.nbytes)
+        if self._start is not None:
+            return self._part_of(self._first[None], self._step)
+        row = self._new_rows(1)
+        row[0] = self._first
+        return self._part_of(row, 0)
 
     def copy(self) -> npt.NDArray[Any]:
-        """The column in memory of its own."""
         return self._copied().copy() if self._slab else self._copied()
+
+    def _stays(self, array: npt.NDArray[Any]) -> bool:
+        if self._slab is None or self._start is None:
+            return self._is_constant and array is self._first
+        offset = self._slab.offset(array)
+        return offset is not None and self._is_even(offset, array)
 
     def _is_even(self, offset: int, array: npt.NDArray[Any]) -> bool:
         """Whether an array lies as far from the one before as the second did from the first, as tensors need it."""
+        assert self._start is not None
         if array.strides != self._first.strides or offset % _ALIGNMENT % array.itemsize:
             return False
-        known = self._offsets
-        if len(known) < 2:
-            return not known or (offset > known[0] and (offset - known[0]) % array.itemsize == 0)
-        return offset - known[-1] == known[1] - known[0]
+        if len(self._arrays) == 1 and offset > self._start and (offset - self._start) % array.itemsize == 0:
+            self._step = offset - self._start
+        return offset == self._start + len(self._arrays) * self._step
 
     def _copied(self) -> npt.NDArray[Any]:
         """The rows to copy to; what was left in its place is copied first."""
         if self._rows is None:
-            first = self._first
-            size = self._count * first.nbytes
-            memory = self._slab.allocate_rows(size) if self._slab else new_memory(size, 0)
-            self._rows = np.frombuffer(memory, first.dtype).reshape(self._count, *first.shape)
+            self._rows = self._new_rows(self._count)
             for array in self._arrays:
                 self._rows[self._filled] = array
                 self._filled += 1

@@ -286,7 +286,15 @@ def test_raw_images_are_read_right_into_the_batch(bags: list[Path]) -> None:
     batch = next(batches(dataset, 1, [[1, 2, 3, 4]]))
     pixels = HEIGHT * WIDTH * 3
     assert batch.rgb.stride()[0] > pixels  # what surrounds the pixels in their messages lies between them
-    assert batch.labels.is_contiguous()
+    assert batch.labels.stride() == (0, WIDTH, 1)  # none is labelled: they all share one
+
+
+@pytest.mark.parametrize("order", [[1, 2, 5], [5, 1, 2], [1, 5, 2], [0, 5, 10]])
+def test_labelled_and_unlabelled_frames_may_share_a_batch(bags: list[Path], order: list[int]) -> None:
+    dataset = RgbdBagDataset([bags[0]], LABELS)
+    batch = next(batches(dataset, 1, [order]))
+    assert_same_batch(batch, [dataset[position] for position in order])
+    batch.labels.zero_()
 
 
 def test_one_collate_may_serve_two_loaders_at_once(bags: list[Path]) -> None:
