@@ -28,13 +28,13 @@ _COLOR_PREFIXES = ("rgb", "bgr", "mono8", "bayer_", "yuv", "uyvy", "yuyv", "nv12
 _CHROMA_BELOW = frozenset({"nv12", "nv21"})
 """Encodings whose colour lies in height / 2 more rows, below the brightness."""
 
-_AS_STORED: dict[str, tuple[str, int]] = {
-    "rgb8": ("uint8", 3),
-    "mono8": ("uint8", 1),
-    "8UC1": ("uint8", 1),
-    "mono16": ("uint16", 1),
-    "16UC1": ("uint16", 1),
-    "32FC1": ("float32", 1),
+_AS_STORED: dict[str, tuple[np.dtype[Any], int]] = {
+    "rgb8": (np.dtype("u1"), 3),
+    "mono8": (np.dtype("u1"), 1),
+    "8UC1": (np.dtype("u1"), 1),
+    "mono16": (np.dtype("<u2"), 1),
+    "16UC1": (np.dtype("<u2"), 1),
+    "32FC1": (np.dtype("<f4"), 1),
 }
 """Type and channels of the encodings that may be used without conversion."""
 
@@ -137,13 +137,11 @@ def to_depth(msg: ImageMessage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float
 
 def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
     """Whether any pixel of (H, W) uint16 mm or float32 m holds a distance, as ``preprocessing.to_metres`` has it."""
-    return any(_holds_distance(part) for part in (depth[len(depth) // 2], depth))
-
-
-def _holds_distance(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool:
-    if depth.dtype == np.uint16:
-        return bool((depth - np.uint16(1) < 65534).any())  # 0 wraps around
-    return bool(((depth > 0) & (depth < 65.535)).any())
+    farthest = 65535 if depth.dtype == np.uint16 else 65.535
+    row, column = (size // 2 for size in depth.shape)
+    if 0 < depth[row, column] < farthest:  # most tell by one pixel, most others by one row
+        return True
+    return any(bool(((part > 0) & (part < farthest)).any()) for part in (depth[row], depth))
 
 
 def to_labels(msg: ImageMessage) -> npt.NDArray[np.uint8]:
@@ -180,10 +178,9 @@ class _PackedImage(NamedTuple):
 def _convert(msg: RawImage, color_space: str | None) -> Any:
     if color_space in (None, msg.encoding) and msg.encoding in _AS_STORED:
         dtype, channels = _AS_STORED[msg.encoding]
-        packed = _pack(msg, dtype, channels)
-        pixels = packed.data.view(np.dtype(dtype).newbyteorder(">" if msg.is_bigendian else "<"))
-        shape = (msg.height, msg.width, channels) if channels > 1 else (msg.height, msg.width)
-        return pixels.reshape(shape).astype(dtype, copy=False)
+        data = _pack(msg, dtype, channels).data
+        pixels = data.view(dtype.newbyteorder()).astype(dtype) if msg.is_bigendian else data.view(dtype)
+        return pixels.reshape((msg.height, msg.width, channels) if channels > 1 else (msg.height, msg.width))
     try:
         from rosbags.image import ImageError, image_to_cvimage
         from rosbags.image.image import to_cvtype
@@ -192,16 +189,16 @@ def _convert(msg: RawImage, color_space: str | None) -> Any:
             f"encoding {msg.encoding!r} needs rosbags-image here: pip install rosbags-image"
         ) from error
     try:
-        _, _, dtype, channels = to_cvtype(msg.encoding)
-        return image_to_cvimage(cast("Any", _pack(msg, dtype, channels)), color_space)
+        _, _, name, channels = to_cvtype(msg.encoding)
+        return image_to_cvimage(cast("Any", _pack(msg, np.dtype(name), channels)), color_space)
     except (ImageError, cv2.error) as error:
         raise ImageFormatError(f"encoding {msg.encoding!r} is not supported: {_line(error)}") from error
 
 
-def _pack(msg: RawImage, dtype: str, channels: int) -> _PackedImage:
+def _pack(msg: RawImage, dtype: np.dtype[Any], channels: int) -> _PackedImage:
     """Check the sizes and drop the padding at the end of each row."""
     rows = msg.height * 3 // 2 if msg.encoding in _CHROMA_BELOW else msg.height
-    row_bytes = msg.width * channels * np.dtype(dtype).itemsize
+    row_bytes = msg.width * channels * dtype.itemsize
     data = _bytes(msg)
     if not (msg.height > 0 and msg.width > 0):
         problem = "the image is empty"

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3l_model.compressed_images import MAX_PIXELS
-from m3l_model.images import ImageFormatError, is_color, is_depth, to_depth, to_labels, to_rgb
+from m3l_model.images import (
+    ImageFormatError,
+    has_reading,
+    is_color,
+    is_depth,
+    to_depth,
+    to_labels,
+    to_rgb,
+)
+from m3l_model.preprocessing import to_metres
 
 
 @dataclass
@@ -348,3 +357,19 @@ def test_messages_of_rclpy_are_read_like_those_of_bags() -> None:
 
     np.testing.assert_array_equal(to_rgb(image), pixels[..., ::-1])
     np.testing.assert_array_equal(to_rgb(compressed), pixels[..., ::-1])
+
+
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.sampled_from([np.uint16, np.float32]),
+    st.dictionaries(
+        st.integers(0, 24), st.sampled_from([0, 1, 65, 65.534, 65.535, 65534, 65535]), max_size=3
+    ),
+)
+def test_one_distance_anywhere_is_a_reading(
+    shape: tuple[int, int], dtype: Any, values: dict[int, float]
+) -> None:
+    depth = np.full(shape, np.nan if dtype is np.float32 else 0, dtype)
+    for at, value in values.items():
+        depth.flat[at % depth.size] = value
+    assert has_reading(depth) == bool((to_metres(depth) > 0).any())
