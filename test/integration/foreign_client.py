@@ -5,6 +5,7 @@ Publishes the colour images ``rgb`` (N, H, W, 3) of the one file, and the depth 
 the first of them; writes the masks, their stamps and frame ids, and the classes that it receives to the other.
 """
 
+# mypy: disable-error-code="type-arg"
 import os
 import sys
 import time
