@@ -192,6 +192,8 @@ class Robot:
         self.node.destroy_node()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        if message.status[0].name != f"{self.namespace}/segmentation_node: segmentation".lstrip("/"):
+            return
         self.verdict = message.status[0].message
         self.diagnostics = {pair.key: pair.value for pair in message.status[0].values}
 
