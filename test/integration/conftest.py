@@ -172,6 +172,7 @@ class Robot:
             "activate": Transition.TRANSITION_ACTIVATE,
             "deactivate": Transition.TRANSITION_DEACTIVATE,
             "cleanup": Transition.TRANSITION_CLEANUP,
+            "shutdown": Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
         }
         request = ChangeState.Request(transition=Transition(id=ids[transition]))
         return bool(self.call("change_state", ChangeState, request).success)
