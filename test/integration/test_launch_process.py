@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rcl_interfaces.srv import GetParameters
 
 from m3l_model.bags import DEFAULT_TOPICS, BagWriter
 
@@ -96,9 +97,12 @@ def log_of(tmp_path):
 
 
 def test_node_gets_what_the_arguments_say_and_ends_with_the_launch(launch, start_robot, checkpoint, tmp_path):
+    file = tmp_path / "parameters.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    slop: 0.07\n    device: cuda:99\n")
     process = launch(
         "m3l_ros",
         "segmentation.launch.py",
+        f"params_file:={file}",
         *(f"checkpoint:={checkpoint}", "namespace:=left", "device:=cpu", "precision:=fp32", "anchor:=either"),
         *("rgb_topic:=/cam/color/image_raw", "depth_topic:=depth", "overload:=queue"),
     )
@@ -107,6 +111,8 @@ def test_node_gets_what_the_arguments_say_and_ends_with_the_launch(launch, start
     robot.publish(0)
     robot.wait_for_masks(1)
     assert robot.diagnostics["device"] == "cpu"
+    answer = robot.call("get_parameters", GetParameters, GetParameters.Request(names=["slop"]))
+    assert answer.values[0].double_value == 0.07
     assert robot.diagnostics["precision"] == "float32"
     infos = dict(robot.node.get_subscriber_names_and_types_by_node("segmentation_node", "/left"))
     assert {"/cam/color/camera_info", "/left/camera_info"} <= set(infos)
