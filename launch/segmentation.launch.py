@@ -20,8 +20,12 @@ from m3l_ros.transport import fastdds_environment
 TOPICS = [
     ("rgb_topic", "rgb/image", DEFAULT_TOPICS.rgb),
     ("depth_topic", "depth/image", DEFAULT_TOPICS.depth),
-    ("rgb_info_topic", "rgb/camera_info", DEFAULT_TOPICS.rgb_info),
-    ("depth_info_topic", "depth/camera_info", DEFAULT_TOPICS.depth_info),
+]
+
+# Likewise the camera infos, and the argument of the images that they lie beside where they are not named.
+INFOS = [
+    ("rgb_info_topic", "rgb/camera_info", "rgb_topic"),
+    ("depth_info_topic", "depth/camera_info", "depth_topic"),
 ]
 
 # Launch arguments that set the parameter of their name; empty ones leave it to the parameters file.
@@ -47,6 +51,10 @@ def generate_launch_description() -> LaunchDescription:
         ("params_file", str(share_path("config/segmentation_node.yaml")), "YAML file of parameters"),
         ("log_level", "info", "debug, info, warn or error"),
         *((argument, topic, f"what {name} is") for argument, name, topic in TOPICS),
+        *(
+            (argument, "", f"what {name} is; empty: camera_info beside {images}")
+            for argument, name, images in INFOS
+        ),
         *((name, "", f"{text}; empty: as in params_file") for name, (_, text) in PARAMETERS.items()),
     ]
     return LaunchDescription(
@@ -62,10 +70,16 @@ def generate_launch_description() -> LaunchDescription:
 
 def start_node(context: LaunchContext) -> list[Node]:
     """Start the node with what the arguments say."""
+
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    topics = {name: value(argument) for argument, name, _ in TOPICS}
+    infos = {name: value(argument) or beside(value(images)) for argument, name, images in INFOS}
     given = {
         name: ParameterValue(LaunchConfiguration(name), value_type=kind)
         for name, (kind, _) in PARAMETERS.items()
-        if LaunchConfiguration(name).perform(context)
+        if value(name)
     }
     return [
         Node(
@@ -74,9 +88,14 @@ def start_node(context: LaunchContext) -> list[Node]:
             name=LaunchConfiguration("node_name"),
             namespace=LaunchConfiguration("namespace"),
             parameters=[LaunchConfiguration("params_file"), given],
-            remappings=[(name, LaunchConfiguration(argument)) for argument, name, _ in TOPICS],
+            remappings=list({**topics, **infos}.items()),
             ros_arguments=["--log-level", LaunchConfiguration("log_level")],
             additional_env=fastdds_environment(os.environ),
             output="screen",
         )
     ]
+
+
+def beside(images: str) -> str:
+    """Where image_transport puts the camera_info of an image topic."""
+    return images.rpartition("/")[0] + "/camera_info" if "/" in images else "camera_info"

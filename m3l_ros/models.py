@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from m3l_model.predictor import Predictor
 
 _WARM_UP_SHAPE = (480, 640)
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")  # not all have a class for it
 
 
 class ModelError(M3LError):
@@ -110,7 +111,5 @@ def _check_classes(checkpoint: str, labels: LabelSet, num_classes: int) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, a GPU or torch's allocator for the CPU, which has no class for it, ran out of memory."""
-    import torch
-
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
+    """Whether Python, a GPU, one of its libraries or torch's allocator for the CPU ran out of memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -49,15 +49,17 @@ else:
 
     MESSAGE_FILTERS = "built in"
 
+to_rgb, CONVERSION = images.to_rgb, "rosbags-image"
 if find_ros2_package("cv_bridge"):
-    from cv_bridge import CvBridge
+    try:
+        from cv_bridge import CvBridge
 
-    from m3l_ros.conversion import CvBridgeConverter
+        from m3l_ros.conversion import CvBridgeConverter
 
-    to_rgb = CvBridgeConverter(CvBridge()).to_rgb
-    CONVERSION = "cv_bridge"
-else:
-    to_rgb = images.to_rgb
-    CONVERSION = "rosbags-image"
+        _bridge = CvBridge()
+        _bridge.encoding_to_dtype_with_channels("rgb8")  # loads its compiled part
+        to_rgb, CONVERSION = CvBridgeConverter(_bridge).to_rgb, "cv_bridge"
+    except Exception as error:  # most often it was compiled for another NumPy
+        CONVERSION += f" (cv_bridge is installed and does not work: {' '.join(str(error).split())})"
 
 __all__ = ["CONVERSION", "MESSAGE_FILTERS", "SimpleFilter", "Subscriber", "find_ros2_package", "to_rgb"]

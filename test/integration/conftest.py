@@ -172,6 +172,7 @@ class Robot:
             "activate": Transition.TRANSITION_ACTIVATE,
             "deactivate": Transition.TRANSITION_DEACTIVATE,
             "cleanup": Transition.TRANSITION_CLEANUP,
+            "shutdown": Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
         }
         request = ChangeState.Request(transition=Transition(id=ids[transition]))
         return bool(self.call("change_state", ChangeState, request).success)
@@ -192,6 +193,8 @@ class Robot:
         self.node.destroy_node()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        if message.status[0].name != f"{self.namespace}/segmentation_node: segmentation".lstrip("/"):
+            return
         self.verdict = message.status[0].message
         self.diagnostics = {pair.key: pair.value for pair in message.status[0].values}
 

@@ -187,6 +187,25 @@ def test_failing_configure_leaves_a_node_that_works_once_mended(
     exits_cleanly(node, signal.SIGTERM)
 
 
+def test_lifecycle_manager_brings_it_up_pauses_resets_and_shuts_it_down(start_node, start_robot, checkpoint):
+    """What nav2_lifecycle_manager asks of a node, with bond_timeout 0: a transition, and the state that it led to."""
+    robot = start_robot()
+    node = start_node("-p", f"checkpoint:={checkpoint}", "-p", "autostart:=false", *PATIENT)
+    startup = (("configure", "inactive"), ("activate", "active"))
+    pause_and_resume = (("deactivate", "inactive"), ("activate", "active"))
+    reset = (("deactivate", "inactive"), ("cleanup", "unconfigured"))
+    for transition, state in (*startup, *pause_and_resume, *reset, *startup):
+        assert robot.change_state(transition)
+        assert robot.state() == state
+    robot.wait_until_ready("mask")
+    robot.publish(0)
+    robot.wait_for_masks(1)
+    for transition, state in (*reset, ("shutdown", "finalized")):
+        assert robot.change_state(transition)
+        assert robot.state() == state
+    exits_cleanly(node, signal.SIGINT)
+
+
 def test_best_effort_camera_is_followed_and_a_signal_interrupts_inference(
     start_node, start_robot, checkpoint
 ):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,40 @@ def test_arguments_are_described_and_have_defaults(loaded, launch_file):
     assert required == ({"bag", "checkpoint"} if launch_file.name == "replay.launch.py" else set())
     [topic] = arguments["rgb_topic"].default_value
     assert topic.text == DEFAULT_TOPICS.rgb
+
+
+def test_launch_file_of_several_cameras_compiles(readme):
+    [source] = re.findall(r"```python\n(from launch import .+?)```", readme, flags=re.DOTALL)
+    compile(source, "README.md", "exec")
+
+
+DRIVER = r"^\| ([\w ]+) \| `ros2 launch (\w+) (\S+) ([^`]+)` \| `(/\S+)` \| `(/\S+)` \|$"
+"""A row of the README's table: camera, package, launch file, arguments, colour, depth."""
+
+
+def test_drivers_of_four_makers_are_named(readme):
+    rows = re.findall(DRIVER, readme, flags=re.MULTILINE)
+    assert {maker for maker, *_ in rows} == {"RealSense", "Orbbec", "ZED", "OAK"}
+
+
+@pytest.mark.parametrize("maker", ["RealSense", "Orbbec", "ZED", "OAK"])
+def test_driver_has_the_arguments_that_the_readme_gives_it(readme, maker):
+    rows = re.findall(DRIVER, readme, flags=re.MULTILINE)
+    [(package, file, arguments)] = [row[1:4] for row in rows if row[0] == maker]
+    pytest.importorskip("launch_ros", reason="ROS 2's launch_ros is not installed")
+    index = pytest.importorskip("ament_index_python.packages")
+    try:
+        share = Path(index.get_package_share_directory(package))
+    except index.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed")
+    [path] = share.rglob(file)
+    declared = {argument.name for argument in load(path).get_launch_arguments()}
+    assert {argument.partition(":=")[0] for argument in arguments.split()} <= declared
+
+
+@pytest.fixture(scope="module")
+def readme(repository):
+    return (repository / "README.md").read_text(encoding="utf-8")
 
 
 def load(path):

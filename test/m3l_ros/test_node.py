@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -11,7 +13,9 @@ from array import array
 import numpy as np
 import pytest
 import torch
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -27,6 +31,7 @@ from m3l_model.predictor import Prediction
 from m3l_ros.node import SegmentationNode
 from m3l_ros.outputs import image_message
 from m3l_ros.qos import LATCHED_QOS
+from m3l_ros.transport import PROFILE_VARIABLES
 
 MS = 1_000_000
 PERIOD = 33
@@ -238,6 +243,30 @@ def test_depth_that_comes_late_is_used_from_then_on(start):
     assert robot.wait_for(4) == [(1000, False), (1100, False), (1300, True), (1400, True)]
 
 
+def test_depth_that_starts_minutes_late_is_used_from_then_on(start):
+    robot = start(use_sim_time=True, depth_timeout=0.5)
+    simulator = Simulator(robot)
+    for minute in range(6):
+        simulator.set(1000 + 60_000 * minute)
+        robot.send_rgb(1000 + PERIOD * minute)
+    robot.wait_for_problem("no depth on /depth/image for 30")  # 300 s or 301
+    robot.begin(2000)
+    robot.send(2100)
+    assert robot.wait_for(7) == [*((1000 + PERIOD * minute, False) for minute in range(6)), (2100, True)]
+
+
+def test_lost_depth_images_cost_their_own_frames_alone_even_in_a_burst(start):
+    robot = start(max_wait=1.0)
+    robot.begin()
+    stamps = [1000 + PERIOD * index for index in range(25)]
+    for index, stamp in enumerate(stamps):
+        if index % 3 != 1:
+            robot.send_depth(stamp)
+    for stamp in stamps:
+        robot.send_rgb(stamp)
+    assert robot.wait_for(25) == [(stamp, index % 3 != 1) for index, stamp in enumerate(stamps)]
+
+
 def test_slow_depth_serves_the_frames_near_it_and_the_others_wait_no_longer_than_max_wait(start):
     robot = start(max_wait=0.05)
     robot.begin()
@@ -409,6 +438,41 @@ def test_qos_that_does_not_match_is_reported_with_the_parameter_that_mends_it(st
     robot.wait_until(lambda: "input_qos" not in robot.statuses[-1].message, "the end of the problem")
 
 
+CAMERA = """
+import time
+from array import array
+import rclpy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+rclpy.init()
+qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+publisher = rclpy.create_node("camera").create_publisher(Image, "rgb/image", qos)
+image = Image(height=720, width=1280, step=3840, encoding="rgb8", data=array("B", bytes(720 * 3840)))
+while True:
+    image.header.stamp.sec += 1
+    publisher.publish(image)
+    time.sleep(0.03)
+"""
+"""Publishes images, best effort, that Fast DDS's default segment of shared memory is too small for."""
+
+
+def test_images_lost_in_transport_are_told_with_the_profile_that_mends_it(start, environment):
+    robot = start(connect=False)
+    without_profile = {name: value for name, value in environment.items() if name not in PROFILE_VARIABLES}
+    camera = subprocess.Popen([sys.executable, "-c", CAMERA], env=without_profile)
+    try:
+        robot.wait_until(lambda: robot.value("colour").endswith("best effort"), "the camera to be followed")
+        robot.wait_for_problem(
+            "were lost between publisher and node: give the publisher, and the node, the profile"
+        )
+        robot.wait_for_problem("config/fastdds_shm.xml of m3l_ros (FASTRTPS_DEFAULT_PROFILES_FILE or ")
+        assert int(robot.value("colour images lost in transport")) > 0
+    finally:
+        camera.kill()
+        camera.wait()
+
+
 def test_registration_is_checked(start):
     robot = start()
     infos = {
@@ -482,6 +546,67 @@ def test_simulated_time_may_run_slow_or_fast(start, rate):
         robot.send(stamp)
         time.sleep(PERIOD / 1e3 / rate if rate > 1 else 0.1)
     assert robot.wait_for(12) == [(stamp, True) for stamp in stamps]
+
+
+# Outputs
+
+
+def test_classes_are_known_before_activation_and_after_a_swap_meanwhile(start):
+    robot = start(connect=False, autostart=False)
+    robot.segmentation.trigger_configure()
+    robot.wait_until(lambda: robot.classes == [5], "the classes")
+    assert robot.set("checkpoint", "7").successful
+    robot.wait_until(lambda: robot.classes == [5, 7], "the new classes")
+    late = []
+    robot.node.create_subscription(String, "segmentation/classes", late.append, LATCHED_QOS)
+    robot.wait_until(lambda: late, "the classes for a late subscriber")
+    assert [classes_in(message) for message in late] == [7]
+
+
+def test_classes_are_label_info_too_where_vision_msgs_is_installed(start):
+    vision = pytest.importorskip("vision_msgs.msg", reason="ROS 2's vision_msgs is not installed")
+    robot = start(connect=False)
+    heard = []
+    robot.node.create_subscription(vision.LabelInfo, "segmentation/label_info", heard.append, LATCHED_QOS)
+    robot.wait_until(lambda: heard, "the label info")
+    assert robot.set("checkpoint", "2").successful
+    robot.wait_until(lambda: len(heard) == 2, "the label info of the new checkpoint")
+    for message, count in zip(heard, (5, 2), strict=True):
+        names = LabelSet.generic(count).classes
+        assert [(each.class_id, each.class_name) for each in message.class_map] == list(enumerate(names))
+
+
+def test_layouts_show_topics_that_there_are_with_types_that_they_can_show(start, repository):
+    robot = start(connect=False)
+    robot.wait_until(lambda: robot.value("state") == "active", "the node")
+    published = {
+        name: kind
+        for name, [kind] in robot.segmentation.get_publisher_names_and_types_by_node("segmentation_node", "/")
+    }
+    rviz = yaml.safe_load((repository / "config" / "segmentation.rviz").read_text())
+    displays = rviz["Visualization Manager"]["Displays"]
+    assert {display["Class"] for display in displays} == {"rviz_default_plugins/Image"}
+    assert {display["Name"] for display in displays if display["Enabled"]} < set(rviz["Window Geometry"])
+    images = [display["Topic"]["Value"] for display in displays]
+
+    foxglove = json.loads((repository / "config" / "segmentation_foxglove.json").read_text())
+    panels = foxglove["configById"]
+    images += [panel["imageMode"]["imageTopic"] for panel in panels.values() if "imageMode" in panel]
+    others = {
+        "/" + (panel.get("topicToRender") or panel["topicPath"].partition(".")[0]).lstrip("/")
+        for panel in panels.values()
+        if "imageMode" not in panel
+    }
+    assert {published[topic] for topic in images} == {"sensor_msgs/msg/Image"}
+    assert {topic: published[topic] for topic in others} == {
+        "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
+        "/segmentation/classes": "std_msgs/msg/String",
+    }
+    assert sorted(leaves(foxglove["layout"])) == sorted(panels)
+
+
+def leaves(layout):
+    return [layout] if isinstance(layout, str) else leaves(layout["first"]) + leaves(layout["second"])
 
 
 # Parameters
@@ -591,6 +716,34 @@ def test_parameters_are_refused_while_the_node_changes_its_state(start, monkeypa
     assert robot.set("slop", 0.1).successful
 
 
+def test_slow_inference_keeps_nobody_else_waiting(start, monkeypatch):
+    robot = start(overload="newest")
+    model = robot.segmentation._pipeline.predictor
+    predict, begun, go_on = model.predict, threading.Event(), threading.Event()
+
+    def slow(*args, **kwargs):
+        begun.set()
+        go_on.wait()
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(model, "predict", slow)
+    robot.send_rgb(1000)
+    begun.wait()
+    for stamp in (1100, 1200, 1300):
+        robot.send_rgb(stamp)
+    robot.wait_until(
+        lambda: robot.value("skipped: a newer one took its place") == "2", "images and diagnostics"
+    )
+    client = robot.node.create_client(SetParameters, "segmentation_node/set_parameters")
+    robot.wait_until(client.service_is_ready, "the parameters' service")
+    parameter = Parameter("slop", value=0.05).to_parameter_msg()
+    answer = client.call_async(SetParameters.Request(parameters=[parameter]))
+    robot.wait_until(answer.done, "the parameters")
+    assert answer.result().results[0].successful
+    go_on.set()
+    assert [stamp for stamp, _ in robot.wait_for(2)] == [1000, 1300]
+
+
 def test_thresholds_decide_on_the_level(start):
     robot = start(outage_warn_after=3600.0)
     robot.send_rgb(1000)
@@ -627,6 +780,26 @@ def test_configuration_that_fails_leaves_the_node_unconfigured_and_alive(
     robot.wait_until(lambda: robot.statuses, "diagnostics")
     robot.wait_for_problem(f"cannot configure: {complaint}", DiagnosticStatus.ERROR)
     assert robot.value("state") == "unconfigured"
+    robot.segmentation.trigger_configure()
+    robot.segmentation.trigger_activate()
+    robot.wait_until_connected()
+    robot.send(1000)
+    robot.wait_for(1)
+
+
+def test_transition_that_breaks_frees_everything_and_leaves_a_node_to_be_configured(start, monkeypatch):
+    robot = start()
+    robot.wait_until(lambda: robot.value("state") == "active", "the node")
+    stop = robot.segmentation._pipeline.stop
+
+    def break_once(timeout=None):
+        monkeypatch.setattr(robot.segmentation._pipeline, "stop", stop)
+        raise RuntimeError("anything")
+
+    monkeypatch.setattr(robot.segmentation._pipeline, "stop", break_once)
+    robot.segmentation.trigger_deactivate()
+    robot.wait_until(lambda: robot.value("state") == "unconfigured", "the state")
+    robot.wait_until(lambda: robot.rgb.get_subscription_count() == 0, "the end of the subscription")
     robot.segmentation.trigger_configure()
     robot.segmentation.trigger_activate()
     robot.wait_until_connected()

@@ -11,7 +11,7 @@ from m3l_ros.providers import find_ros2_package
 
 MODULES = {
     "message_filters": "import rclpy\nclass SimpleFilter: pass\nclass Subscriber: pass\n",
-    "cv_bridge": "class CvBridge: pass\n",
+    "cv_bridge": "class CvBridge:\n    def encoding_to_dtype_with_channels(self, encoding): return 'uint8', 3\n",
 }
 REPORT = (
     "import m3l_ros.providers as p; print(p.MESSAGE_FILTERS, p.CONVERSION, p.Subscriber.__module__, sep=',')"
@@ -52,6 +52,15 @@ def chosen(prefix):
 def test_packages_of_ros_2_are_preferred(prefix):
     index(prefix)
     assert chosen(prefix) == ["message_filters", "cv_bridge", "message_filters"]
+
+
+def test_cv_bridge_that_cannot_be_loaded_is_named_and_done_without(prefix):
+    index(prefix)
+    broken = "class CvBridge:\n    def encoding_to_dtype_with_channels(self, encoding): import no_numpy_1\n"
+    (prefix / "lib" / "cv_bridge" / "__init__.py").write_text(broken)
+    assert chosen(prefix)[1] == (
+        "rosbags-image (cv_bridge is installed and does not work: No module named 'no_numpy_1')"
+    )
 
 
 def test_packages_of_ros_1_are_not_taken(prefix):

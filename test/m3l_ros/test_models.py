@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that the node cannot use are refused in one line, with the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from m3l_model.checkpoint import save_checkpoint
+from m3l_model.errors import M3LError
+from m3l_model.predictor import Predictor
+from m3l_model.segmenter import LinearFusionSegmenter
+from m3l_ros.models import check_model, load_model
+from m3l_ros.parameters import NodeParameters
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model.safetensors"
+    save_checkpoint(path, LinearFusionSegmenter("mit_b0", num_classes=5))
+    return path
+
+
+def refusal(checkpoint, **parameters):
+    with pytest.raises(M3LError) as raised:
+        load_model(NodeParameters(checkpoint=str(checkpoint), **parameters))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_model_that_fits_is_loaded_and_has_run(checkpoint):
+    predictor = load_model(NodeParameters(checkpoint=str(checkpoint), num_classes=5, device="cpu"))
+    assert (len(predictor.labels.classes), predictor.device) == (5, torch.device("cpu"))
+
+
+def test_none_and_missing_and_damaged_ones_are_named(tmp_path):
+    assert "give a model file, as in --ros-args -p checkpoint:=" in refusal("")
+    assert refusal(tmp_path / "gone") == f"{tmp_path / 'gone'}: no such checkpoint file"
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"\x09" + bytes(7) + b"{no model")
+    assert refusal(damaged).startswith(f"{damaged}: ")
+
+
+def test_weights_that_end_too_early_are_named(checkpoint, tmp_path):
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(checkpoint.read_bytes()[:-1000])
+    assert refusal(short).startswith(f"{short}: ")
+
+
+def test_other_number_of_classes_is_named_with_both_ways_out(checkpoint):
+    said = refusal(checkpoint, num_classes=13)
+    assert said.startswith(f"{checkpoint}: has 5 classes, parameter num_classes asks for 13")
+    assert "choose another checkpoint, or set num_classes to 0" in said
+    with pytest.raises(M3LError, match="has 5 classes"):
+        check_model(str(checkpoint), 13)
+
+
+def test_device_that_is_not_there_is_named(checkpoint):
+    assert "device 'cuda:99' is not there" in refusal(checkpoint, device="cuda:99")
+    assert "choose auto, cpu, cuda or cuda:N" in refusal(checkpoint, device="tpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes"),
+        MemoryError(),
+    ],
+)
+def test_want_of_memory_is_told_from_other_failures(checkpoint, monkeypatch, error):
+    def predict(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    said = refusal(checkpoint, device="cpu")
+    assert said.startswith(f"{checkpoint}: no memory left for it on device cpu: free some, choose another")
+
+
+def test_other_failures_are_left_as_they_are(checkpoint, monkeypatch):
+    def predict(*args, **kwargs):
+        raise RuntimeError("anything")
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    with pytest.raises(RuntimeError, match="anything"):
+        load_model(NodeParameters(checkpoint=str(checkpoint), device="cpu"))
+
+
+@pytest.mark.gpu
+def test_gpu_that_is_full_is_named(checkpoint):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        assert "no memory left for it on device cuda" in refusal(checkpoint, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
