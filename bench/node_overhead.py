@@ -33,7 +33,11 @@ from m3l_ros.isolation import isolated_environment
 from m3l_ros.transport import PROFILE_VARIABLES
 
 HERE = Path(__file__).resolve().parent
-NODES = {"ours": ("node_ours.py", "-p", "checkpoint:=none"), "usual": ("node_usual.py",)}
+NODES = {
+    "ours": ("node_ours.py", "-p", "checkpoint:=none"),
+    "usual": ("node_usual.py",),
+    "usual_multi_threaded": ("node_usual.py", "-p", "multi_threaded:=true"),
+}
 START_TIMEOUT = 60.0
 LAST_MASKS = 0.5
 
@@ -145,17 +149,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         name: {key: round(float(np.median([block[key] for block in of])), 3) for key in of[0]}
         for name, of in blocks.items()
     }
-    report = {"size": args.size, "qos": qos, "profile": not args.no_profile, **medians}
-    if len(blocks) == len(NODES):
-        report["ours/usual"] = {
-            key: round(
-                float(
-                    np.median([ours[key] / usual[key] for ours, usual in zip(*blocks.values(), strict=True)])
-                ),
-                3,
-            )
-            for key in ("cpu_ms", "own_ms", "transport_ms")
-        }
+    report: dict[str, Any] = {"size": args.size, "qos": qos, "profile": not args.no_profile, **medians}
+    for name, of in blocks.items():
+        if name != "ours" and "ours" in blocks:
+            report[f"ours/{name}"] = {
+                key: round(
+                    float(np.median([a[key] / b[key] for a, b in zip(blocks["ours"], of, strict=True)])), 3
+                )
+                for key in ("cpu_ms", "own_ms", "transport_ms")
+            }
     return report
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node with a model that costs nothing, to see what all the rest costs.
 
-The stand-in's mask is 0 but for the first four pixels, into which it copies the first four bytes of the image: who
-numbers images there finds the numbers in the masks. ``STANDIN_SECONDS`` in the environment makes it slow. With
-``STANDIN_STALL`` all of Python stands still for so many seconds at the first image, as where no core is free.
+The stand-in's mask is 0 but for the first five pixels. Into four it copies the first four bytes of the image: who
+numbers images there finds the numbers in the masks. The fifth is 1 where there is depth. ``STANDIN_SECONDS`` in the
+environment makes it slow. With ``STANDIN_STALL`` all of Python stands still for so many seconds at the first image, as
+where no core is free.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class StandIn:
             time.sleep(self._seconds)
         labels = np.zeros(rgb.shape[:2], np.uint8)
         labels[0, :4] = rgb[0, :2].reshape(-1)[:4]
+        labels[0, 4] = depth is not None
         confidence = np.ones(labels.shape, np.float32) if with_confidence else None
         return Prediction(
             labels, confidence, ("rgb",) if depth is None or not depth.any() else ("rgb", "depth")
