@@ -142,7 +142,7 @@ def judge(outages: list[Outage], account: Account) -> dict[str, Any]:
             latencies["later"].append(shot.latency)
         if outage and shot.number == outage.first:
             latencies["first"].append(shot.latency)
-    back = [min(paired & set(range(each.end, each.end + round(RATE)))) - each.end + 1 for each in outages]
+    back = [min(paired & set(range(each.end, each.end + round(RATE)))) - each.end for each in outages]
     checks = {
         "every image masked or skipped": len(account.shots) + account.skipped == account.published,
         "first waits at most max_wait": max(latencies["first"]) <= defaults.max_wait + ALLOWANCE,
@@ -162,7 +162,7 @@ def judge(outages: list[Outage], account: Account) -> dict[str, Any]:
         "max_wait_ms": defaults.max_wait * 1e3,
         "depth_timeout_ms": defaults.depth_timeout * 1e3,
         "latency_ms": {name: _figures(of) for name, of in latencies.items()},
-        "periods until depth is used again": {"max": max(back)},
+        "periods until depth is used again, of each outage": back,
     }
 
 
