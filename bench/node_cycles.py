@@ -39,7 +39,7 @@ from m3l_ros.qos import LATCHED_QOS
 TIMEOUT = 240.0
 WARM_UP = 0.3
 """Share of the cycles after which nothing may grow."""
-MEMORY_LIMIT = 32.0
+MEMORY_LIMIT = 16.0
 """MiB that it may hold at the end more than then, all the same: what was freed is not all in one piece."""
 MEMORY_SLOPE_LIMIT = 0.1
 """MiB a cycle, the median over all pairs of cycles, judged where there are fifty or more."""

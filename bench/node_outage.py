@@ -6,8 +6,9 @@
 Camera at 30 Hz; depth is published before the colour image of the same moment, but for outages of 1 to 2 s, with 1 to
 2 s between them. Latency is from before the publication of a colour image to the receipt of its mask; the model costs
 nothing. Exit code 0 says that in every outage no frame took longer than `max_wait`, none that came when depth was gone
-for `depth_timeout` took longer than any other frame may, that every image got its mask, and that the first image after
-depth came back was segmented with it. A plot shows the first outage.
+for `depth_timeout` waited at all, that depth was used again within one period of its return, and that every image got
+its mask or was skipped: with ``overload: newest`` those that still wait at `depth_timeout` are released together, and
+the newest wins. A plot shows the first outage.
 """
 
 from __future__ import annotations
