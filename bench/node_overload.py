@@ -28,6 +28,8 @@ SAMPLE_PERIOD = 1.0
 ALLOWANCE = 0.01
 """Seconds for all but inference: the 95th percentile that `bench/node_overhead.py` allows."""
 QUANTILE = 99
+WARM_UP = 2.0
+"""Seconds whose latencies are not judged: what is lost while reader and writer find each other is sent again."""
 MEMORY_LIMIT = 8.0
 """MiB that it may hold at the end more than when a fifth of the run was over."""
 
@@ -67,7 +69,9 @@ def overload(seconds: float, inference: float, policy: str, log: Path) -> dict[s
         settled = node.settled(len(published))
         exit_code, _ = node.end()
         ear = node.ear
-    latencies = np.array([mask.at - published[mask.number] for mask in ear.masks])
+    latencies = np.array(
+        [mask.at - published[mask.number] for mask in ear.masks if mask.number >= WARM_UP * RATE]
+    )
     growth = node_usage.growth(samples[len(samples) // 5 :])
     bound = inference + 1 / RATE
     p50, p95, high = np.percentile(latencies, [50, 95, QUANTILE])
