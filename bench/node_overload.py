@@ -29,7 +29,9 @@ ALLOWANCE = 0.01
 """Seconds for all but inference: the 95th percentile that `bench/node_overhead.py` allows."""
 QUANTILE = 99
 WARM_UP = 2.0
-"""Seconds whose latencies are not judged: what is lost while reader and writer find each other is sent again."""
+"""Seconds whose latencies are not judged: what is lost while reader and writer find each other is sent again.
+
+Nor is the last image's, which waits for the model however long that takes, since no newer one comes."""
 MEMORY_LIMIT = 8.0
 """MiB that it may hold at the end more than when a fifth of the run was over."""
 
@@ -70,7 +72,11 @@ def overload(seconds: float, inference: float, policy: str, log: Path) -> dict[s
         exit_code, _ = node.end()
         ear = node.ear
     latencies = np.array(
-        [mask.at - published[mask.number] for mask in ear.masks if mask.number >= WARM_UP * RATE]
+        [
+            mask.at - published[mask.number]
+            for mask in ear.masks
+            if WARM_UP * RATE <= mask.number < len(published) - 1
+        ]
     )
     growth = node_usage.growth(samples[len(samples) // 5 :])
     bound = inference + 1 / RATE
@@ -97,6 +103,7 @@ def overload(seconds: float, inference: float, policy: str, log: Path) -> dict[s
             "max": float(latencies.max()) * 1e3,
             "first quarter, p50": float(np.median(latencies[: len(latencies) // 4])) * 1e3,
             "last quarter, p50": float(np.median(latencies[-len(latencies) // 4 :])) * 1e3,
+            "last image": (ear.masks[-1].at - published[ear.masks[-1].number]) * 1e3,
         },
         "published": len(published),
         "masks": len(numbers),
