@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,11 @@ from m3l_ros.isolation import isolated_environment
 from m3l_ros.transport import PROFILE_VARIABLES
 
 HERE = Path(__file__).resolve().parent
-NODES = {"ours": ("node_ours.py", "-p", "checkpoint:=none"), "usual": ("node_usual.py",)}
+NODES = {
+    "ours": ("node_ours.py", "-p", "checkpoint:=none"),
+    "usual": ("node_usual.py",),
+    "usual_multi_threaded": ("node_usual.py", "-p", "multi_threaded:=true"),
+}
 START_TIMEOUT = 60.0
 LAST_MASKS = 0.5
 
@@ -61,11 +66,21 @@ class Listener:
 
 
 class Process:
-    """A program that answers each line with one of JSON."""
+    """A program that answers each line with one of JSON.
 
-    def __init__(self, *command: str) -> None:
+    Args:
+        command: its file and arguments.
+        profile: whether it has the shared-memory profile, or Fast DDS as it comes.
+    """
+
+    def __init__(self, *command: str, profile: bool) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=HERE,
+            env=dict(os.environ) if profile else without_profile(os.environ),
         )
 
     def ask(self, line: str = "") -> Any:
@@ -90,6 +105,12 @@ class Process:
         self._process.wait()
 
 
+def without_profile(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with Fast DDS as it comes, and named so that the nodes leave it at that."""
+    kept = {name: value for name, value in environ.items() if name not in PROFILE_VARIABLES}
+    return {**kept, "FASTDDS_BUILTIN_TRANSPORTS": "DEFAULT"}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -99,15 +120,15 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=150, help="of a block (default: %(default)s)")
     parser.add_argument("--blocks", type=int, default=6, help="for each node (default: %(default)s)")
     parser.add_argument("--best-effort", action="store_true", help="camera and nodes (default: reliable)")
-    parser.add_argument("--no-profile", action="store_true", help="Fast DDS as it comes")
+    parser.add_argument(
+        "--profile",
+        choices=("all", "camera", "nodes", "none"),
+        default="all",
+        help="who has the shared-memory profile; the listener with all only (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with isolated_environment() as environment:
-        if args.no_profile:
-            for name in PROFILE_VARIABLES:
-                environment.pop(name, None)
-                os.environ.pop(name, None)
-            environment["FASTDDS_BUILTIN_TRANSPORTS"] = "DEFAULT"
         os.environ.update(environment)
         report = measure(args)
     if args.out:
@@ -118,17 +139,22 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run the blocks; returns the figures."""
-    rclpy.init()
-    listener = Listener()
     qos = "best_effort" if args.best_effort else "reliable"
+    arguments = ("--ros-args", "-p", f"input_qos:={qos}")
     nodes = {
-        name: Process(program, "--ros-args", "-r", f"__ns:=/{name}", "-p", f"input_qos:={qos}", *extra)
+        name: Process(
+            program, *arguments, "-r", f"__ns:=/{name}", *extra, profile=args.profile in ("all", "nodes")
+        )
         for name, (program, *extra) in NODES.items()
         if name in args.nodes
     }
-    camera = Process(
-        "node_camera.py", *nodes, "--size", args.size, *(("--best-effort",) if args.best_effort else ())
-    )
+    camera_arguments = [*nodes, "--size", args.size, *(["--best-effort"] if args.best_effort else [])]
+    camera = Process("node_camera.py", *camera_arguments, profile=args.profile in ("all", "camera"))
+    if args.profile != "all":
+        for name in PROFILE_VARIABLES:
+            os.environ.pop(name, None)
+    rclpy.init()
+    listener = Listener()
     try:
         camera.expect("ready")
         for name in nodes:
@@ -145,17 +171,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         name: {key: round(float(np.median([block[key] for block in of])), 3) for key in of[0]}
         for name, of in blocks.items()
     }
-    report = {"size": args.size, "qos": qos, "profile": not args.no_profile, **medians}
-    if len(blocks) == len(NODES):
-        report["ours/usual"] = {
-            key: round(
-                float(
-                    np.median([ours[key] / usual[key] for ours, usual in zip(*blocks.values(), strict=True)])
-                ),
-                3,
-            )
-            for key in ("cpu_ms", "own_ms", "transport_ms")
-        }
+    report: dict[str, Any] = {"size": args.size, "qos": qos, "profile": args.profile, **medians}
+    for name, of in blocks.items():
+        if name != "ours" and "ours" in blocks:
+            report[f"ours/{name}"] = {
+                key: round(
+                    float(np.median([a[key] / b[key] for a, b in zip(blocks["ours"], of, strict=True)])), 3
+                )
+                for key in ("cpu_ms", "own_ms", "transport_ms")
+            }
     return report
 
 

@@ -7,131 +7,50 @@ The node runs in a process of its own with a model that costs nothing. Images be
 the masks. Exit code 0 says that the colour images published are the masks received plus those that the node says it
 skipped or dropped, that no image was masked twice or out of order, that memory and open files did not grow beyond the
 limits below, and that the node ended in good order.
+
+Memory is what the node holds alone, judged after the middleware has grown its queues to their full length: before the
+first fault the model stalls, and so does all of Python, while as many images come as the queues hold. Shared memory is
+Fast DDS's, whose size the profile fixes; it is reported.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from array import array
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+import node_usage
+from node_trial import Scene, trial
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from m3l_ros.faults import Fault, FaultInjector
 from m3l_ros.faulty_camera import FaultyCamera, Offer
-from m3l_ros.isolation import isolated_environment
 
 RATE = 30.0
-WIDTH, HEIGHT = 640, 480
-START_SEC = 1_700_000_000
 SAMPLE_PERIOD = 5.0
-SETTLE = 60.0
+INPUT_DEPTH = 100
+STALL = 3.0
+STALL_IMAGES = INPUT_DEPTH - 5
+STALL_RATE = 40.0
 MOST_BEHIND = 0.5  # what a busy machine may take; after more, the run goes on later rather than faster
 EXIT_WITHIN = 2.0
 
-MEMORY_LIMIT = 64.0
-"""MiB that the node may hold at the end more than when a fifth of the run was over: bursts fill its queues."""
+MEMORY_LIMIT = 32.0
+"""MiB that the node may hold at the end more than when a fifth of the run was over: what was freed is not all in one
+piece, and a burst that finds no room takes more."""
 MEMORY_SLOPE_LIMIT = 0.1
-"""MiB/min by which it may grow in the second half of a run of ten minutes or more."""
-FILES_LIMIT = 8
-"""Open files likewise."""
+"""MiB/min by which it may grow in the second half of a run of ten minutes or more, as the median over all pairs of
+samples: a leak moves it, one such burst does not."""
+FILES_LIMIT, THREADS_LIMIT = 8, 2
+"""Open files, and threads, that it may have more than when a fifth of the run was over."""
 
 OUTSIDE_THE_ORDER = (Fault.NO_STAMP, Fault.FAR_STAMP)
 """Their images leave the node at once, before older ones that wait for depth."""
-
-HERE = Path(__file__).resolve().parent
-
-
-class Ear:
-    """Hears masks and diagnostics."""
-
-    def __init__(self, node: Any) -> None:
-        self.numbers: list[int] = []
-        self.diagnostics: dict[str, str] = {}
-        self.verdicts: set[str] = set()
-        qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
-        node.create_subscription(Image, "segmentation/mask", self._on_mask, qos)
-        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-
-    def _on_mask(self, mask: Any) -> None:
-        self.numbers.append(int.from_bytes(bytes(mask.data[:4]), "little"))
-
-    def _on_diagnostics(self, message: Any) -> None:
-        self.diagnostics = {pair.key: pair.value for pair in message.status[0].values}
-        self.verdicts.add(message.status[0].message)
-
-    def count(self, name: str) -> int:
-        """A counter of the diagnostics."""
-        return int(self.diagnostics.get(name, -1))
-
-
-class Usage:
-    """Memory and open files of a process, sampled."""
-
-    def __init__(self, pid: int) -> None:
-        self._proc = Path(f"/proc/{pid}")
-        self.samples: list[tuple[float, float, int]] = []
-
-    def sample(self, at: float) -> None:
-        """Take one, at a time in s."""
-        pages = int((self._proc / "statm").read_text().split()[1])
-        mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-        self.samples.append((at, mib, len(list((self._proc / "fd").iterdir()))))
-
-    def growth(self) -> dict[str, float]:
-        """Growth since a fifth of the run was over, from and to medians of five samples; slopes of the second half."""
-        late, half = (np.array(self.samples[len(self.samples) // share :]) for share in (5, 2))
-        minutes = half[:, 0] / 60
-        first, last = np.median(late[:5], axis=0), np.median(late[-5:], axis=0)
-        return {
-            "memory_mib": float(last[1]),
-            "memory_growth_mib": float(last[1] - first[1]),
-            "memory_slope_mib_per_min": float(np.polyfit(minutes, half[:, 1], 1)[0]),
-            "files": float(last[2]),
-            "files_growth": float(last[2] - first[2]),
-            "files_slope_per_min": float(np.polyfit(minutes, half[:, 2], 1)[0]),
-        }
-
-
-class Scene:
-    """Numbered images, noisy enough for depth not to look frozen."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self._rgb = rng.integers(0, 256, WIDTH * HEIGHT * 3, np.uint8).tobytes()
-        self._depth = rng.integers(500, 5000, WIDTH * HEIGHT).astype("<u2").tobytes()
-
-    def rgb(self, number: int) -> Any:
-        return self._image("rgb8", 3, self._rgb, number)
-
-    def depth(self, number: int) -> Any:
-        return self._image("16UC1", 2, self._depth, number)
-
-    def _image(self, encoding: str, pixel_bytes: int, pixels: bytes, number: int) -> Any:
-        image = Image(height=HEIGHT, width=WIDTH, encoding=encoding, step=WIDTH * pixel_bytes)
-        data = array("B", pixels)
-        data[:4] = array("B", number.to_bytes(4, "little"))
-        image.data = data
-        image.header.frame_id = "camera"
-        since_start = round(number * 1e9 / RATE)
-        image.header.stamp.sec = START_SEC + since_start // 10**9
-        image.header.stamp.nanosec = since_start % 10**9
-        return image
 
 
 class NumberingInjector(FaultInjector):
@@ -156,9 +75,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     args = parser.parse_args()
-    with isolated_environment() as environment:
-        os.environ.update(environment)
-        report = soak(args.seconds, args.seed, args.out.with_suffix(".log"))
+    report = soak(args.seconds, args.seed, args.out.with_suffix(".log"))
     args.out.write_text(json.dumps(report, indent=2))
     print(json.dumps({key: value for key, value in report.items() if key != "samples"}, indent=2))
     return 0 if report["passed"] else 1
@@ -166,50 +83,34 @@ def main() -> int:
 
 def soak(seconds: float, seed: int, log: Path) -> dict[str, Any]:
     """Run it; returns the account."""
-    rclpy.init()
-    robot = rclpy.create_node("soak")
-    ear = Ear(robot)
-    executor = SingleThreadedExecutor()
-    executor.add_node(robot)
-    listening = threading.Thread(target=_spin, args=(executor,), daemon=True)
-    listening.start()
-    command = [sys.executable, str(HERE / "node_standin.py"), "--ros-args"]
-    for name, value in (("checkpoint", "none"), ("input_depth", "100"), ("diagnostics_period", "0.5")):
-        command += ["-p", f"{name}:={value}"]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        qos = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+    with trial({"input_depth": INPUT_DEPTH}, log, {"STANDIN_STALL": STALL}) as node:
+        qos = QoSProfile(depth=INPUT_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         offers: Any = {"rgb": Offer("rgb/image", Image, qos), "depth": Offer("depth/image", Image, qos)}
         injector = NumberingInjector(seed, lambda line: print(line, flush=True))
-        camera = FaultyCamera(robot, offers, injector)
-        _wait(lambda: camera.publisher("rgb").get_subscription_count() > 0, "the node to subscribe")
-        _wait(lambda: "mask" in ear.diagnostics.get("subscribed outputs", ""), "the node's masks")
-        usage = Usage(process.pid)
-        _publish(camera, usage, seconds)
-        published = camera.published["rgb"]
+        camera = FaultyCamera(node.robot, offers, injector)
+        node.await_matching(camera.publisher("rgb"), camera.publisher("depth"))
+        scene = Scene(RATE)
+        _fill_queues(camera, scene)
+        if not node.settled(STALL_IMAGES):
+            raise SystemExit("the node does not go on after the stall")
+        samples = _publish(camera, scene, node.process.pid, seconds)
+        published = STALL_IMAGES + camera.published["rgb"]
         camera.close()
-        settled = _settled(ear, published)
-        begin = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        exit_code: int | None = process.wait(30)
-        exit_seconds = time.monotonic() - begin
-    finally:
-        process.kill()
-        executor.shutdown()
-        listening.join()
-        rclpy.shutdown()
-    numbers = [number for number in ear.numbers if number not in injector.out_of_order]
-    growth = usage.growth()
+        settled = node.settled(published)
+        exit_code, exit_seconds = node.end()
+        ear = node.ear
+    numbers = [mask.number for mask in ear.masks]
+    in_order = [number for number in numbers if number not in injector.out_of_order]
+    late, half = (node_usage.growth(samples[len(samples) // share :]) for share in (5, 2))
     checks = {
         "received all": ear.count("received") == published,
-        "books balance": published == len(ear.numbers) + ear.count("skipped") + ear.count("dropped"),
-        "masks heard are the masks counted": len(ear.numbers) == ear.count("masks"),
-        "none twice": len(set(ear.numbers)) == len(ear.numbers),
-        "none out of order": numbers == sorted(numbers),
-        "memory": growth["memory_growth_mib"] <= MEMORY_LIMIT
-        and (seconds < 600 or growth["memory_slope_mib_per_min"] <= MEMORY_SLOPE_LIMIT),
-        "open files": growth["files_growth"] <= FILES_LIMIT,
+        "books balance": published == len(numbers) + ear.count("skipped") + ear.count("dropped"),
+        "masks heard are the masks counted": len(numbers) == ear.count("masks"),
+        "none twice": len(set(numbers)) == len(numbers),
+        "none out of order": in_order == sorted(in_order),
+        "memory": late.memory <= MEMORY_LIMIT and (seconds < 600 or half.memory_slope <= MEMORY_SLOPE_LIMIT),
+        "open files": late.files <= FILES_LIMIT,
+        "threads": late.threads <= THREADS_LIMIT,
         "clean exit": exit_code == 0 and exit_seconds < EXIT_WITHIN and "Traceback" not in log.read_text(),
         "every fault injected": seconds < 120 or set(injector.injected) == set(Fault),
     }
@@ -219,23 +120,39 @@ def soak(seconds: float, seed: int, log: Path) -> dict[str, Any]:
         "seconds": seconds,
         "seed": seed,
         "published": published,
-        "masks": len(ear.numbers),
+        "masks": len(numbers),
         "skipped": ear.count("skipped"),
         "dropped": ear.count("dropped"),
         "faults": {fault.name: count for fault, count in injector.injected.items()},
         "exit": {"code": exit_code, "seconds": round(exit_seconds, 2)},
-        **growth,
+        "growth since a fifth of the run": late._asdict(),
+        "growth of the second half, slopes per min": half._asdict(),
+        "at the end": samples[-1]._asdict(),
+        "limits": {
+            "memory": MEMORY_LIMIT,
+            "memory_slope": MEMORY_SLOPE_LIMIT,
+            "files": FILES_LIMIT,
+            "threads": THREADS_LIMIT,
+        },
         "diagnostics": ear.diagnostics,
-        "samples": usage.samples,
+        "samples": samples,
     }
 
 
-def _publish(camera: FaultyCamera, usage: Usage, seconds: float) -> None:
-    scene = Scene()
+def _fill_queues(camera: FaultyCamera, scene: Scene) -> None:
+    """Publish sound images while the node stalls."""
+    for number in range(STALL_IMAGES):
+        camera.publisher("depth").publish(scene.depth(number))
+        camera.publisher("rgb").publish(scene.rgb(number))
+        time.sleep(1 / STALL_RATE)
+
+
+def _publish(camera: FaultyCamera, scene: Scene, pid: int, seconds: float) -> list[node_usage.Sample]:
+    samples = []
     begin = time.monotonic()
     sampled = -SAMPLE_PERIOD
-    for number in range(round(seconds * RATE)):
-        at = number / RATE
+    for index in range(round(seconds * RATE)):
+        at, number = index / RATE, STALL_IMAGES + index
         begin = max(begin, time.monotonic() - at - MOST_BEHIND)
         while (due := camera.next_due()) is not None and due <= at:
             time.sleep(max(begin + due - time.monotonic(), 0.0))
@@ -246,31 +163,9 @@ def _publish(camera: FaultyCamera, usage: Usage, seconds: float) -> None:
         camera.deliver(at)
         if at - sampled >= SAMPLE_PERIOD:
             sampled = at
-            usage.sample(at)
+            samples.append(node_usage.take(pid, at / 60))
     camera.deliver(float("inf"))
-
-
-def _settled(ear: Ear, published: int) -> bool:
-    """Wait until the node has done with all it got."""
-    deadline = time.monotonic() + SETTLE
-    while time.monotonic() < deadline:
-        if ear.count("received") == published and ear.count("pending") == 0:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def _wait(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SETTLE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"waited {SETTLE:g} s in vain for {what}")
-        time.sleep(0.05)
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    with suppress(ExternalShutdownException):
-        executor.spin()
+    return samples
 
 
 if __name__ == "__main__":

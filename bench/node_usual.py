@@ -2,7 +2,8 @@
 """The node that one usually writes, as well as it can be written, for `bench/node_overhead.py`.
 
 message_filters' ApproximateTimeSynchronizer, all work in its callback: convert, infer, publish. Converter, QoS,
-executor, profile and model are ours; ``data`` is set by array.array. message_filters must be on the path:
+profile and model are ours; ``data`` is set by array.array. Its executor is the single-threaded one, which serves our
+images too, or with ``-p multi_threaded:=true`` the multi-threaded one. message_filters must be on the path:
 PYTHONPATH=.../message_filters/src where ROS is not installed.
 """
 
@@ -16,7 +17,7 @@ import rclpy
 from message_filters import ApproximateTimeSynchronizer, Subscriber
 from node_meter import Meter
 from node_standin import StandIn
-from rclpy.executors import MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -64,8 +65,10 @@ def main() -> None:
     meter.install()
     meter.answer()
     rclpy.init()
-    executor = MultiThreadedExecutor(THREADS)
-    executor.add_node(UsualNode(meter))
+    node = UsualNode(meter)
+    multi_threaded = node.declare_parameter("multi_threaded", False).value
+    executor = MultiThreadedExecutor(THREADS) if multi_threaded else SingleThreadedExecutor()
+    executor.add_node(node)
     executor.spin()
 
 

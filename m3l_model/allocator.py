@@ -19,6 +19,7 @@ def keep_freed_memory(arenas: int | None = None) -> bool:
 
     Args:
         arenas: heaps that the threads share; None leaves one to each thread, which keeps there what others could use.
+            Of all but the first, `give_back_freed_memory` cannot return what lies at the end.
 
     Returns:
         Whether the C library has such a setting.

@@ -97,11 +97,12 @@ class Inputs:
                 ("depth/camera_info", self._on_depth_info),
             )
         ]
-        self._rgb, self._depth = (
+        # Depth first: an executor serves what has come in this order, and colour then finds its depth.
+        self._depth, self._rgb = (
             QosFollowingSubscriber(node, topic, transport, parameters, callback_group)
             for topic, transport in (
-                ("rgb/image", parameters.rgb_transport),
                 ("depth/image", parameters.depth_transport),
+                ("rgb/image", parameters.rgb_transport),
             )
         )
         self._rgb.registerCallback(self._on_rgb)

@@ -77,6 +77,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         self._error: str | None = None
         self._settings = read_parameters(self)
         self._swap: threading.Thread | None = None
+        self._swapping = False
         self._swap_error: str | None = None
         self._pipeline: Pipeline | None = None
         self._inputs: Inputs | None = None
@@ -263,7 +264,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             self._core.set_tolerances(*tolerances)
 
     def _begin_swap(self, checkpoint: str) -> None:
-        if self._swap is not None and self._swap.is_alive():
+        if self._swapping:
             raise ParameterError("another checkpoint is being loaded; try again when it is in use or refused")
         if not checkpoint:
             raise ParameterError(
@@ -274,6 +275,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         self._swap = threading.Thread(
             target=self._load_and_swap, args=(settings, self._pipeline), name="swap", daemon=True
         )
+        self._swapping = True
         self._swap.start()
 
     def _load_and_swap(self, settings: NodeParameters, pipeline: Pipeline) -> None:
@@ -286,8 +288,10 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             self.get_logger().error(f"{self._swap_error}; going on with {self._settings.checkpoint}")
             if self._pipeline is pipeline:
                 self.set_parameters([Parameter("checkpoint", value=self._settings.checkpoint)])
+            self._swapping = False
             return
         with self._transition:
+            self._swapping = False
             if self._pipeline is not pipeline:  # cleaned up meanwhile; it will be configured with the new one
                 return
             pipeline.swap(predictor)

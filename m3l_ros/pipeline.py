@@ -100,8 +100,7 @@ class Pipeline:
     ) -> None:
         self.predictor = predictor
         self.outputs = outputs
-        self._newest_wins = parameters.overload == "newest"
-        self._capacity = 1 if self._newest_wins else parameters.overload_queue_size
+        self._capacity = None if parameters.overload == "newest" else parameters.overload_queue_size
         self._logger = logger
         self._worker: FrameWorker[_Job] | None = None
         self._lock = threading.Lock()
@@ -112,7 +111,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Begin to take frames."""
-        self._worker = FrameWorker(self._handle, self._capacity, self._newest_wins)
+        self._worker = FrameWorker(self._handle, self._give_way, self._capacity)
 
     def swap(self, predictor: Predictor) -> None:
         """Go on with another model after the frame in hand; the classes are published before its first mask."""
@@ -135,20 +134,10 @@ class Pipeline:
             waited: time since its image arrived, s.
         """
         job = _Job(frame, camera_info, time.monotonic() - waited)
-        displaced = self._worker.offer(job) if self._worker else job
-        if displaced is None:
-            return
-        if self._worker is None or self._worker.stopping:
-            self.discard([displaced.frame])
-        elif self._newest_wins:
-            self._count(displaced.frame, Outcome.OVERLOAD)
+        if self._worker is None:
+            self.discard([frame])
         else:
-            self._count(displaced.frame, Outcome.QUEUE_FULL)
-            self._logger.warning(
-                f"{self._capacity} frames are waiting and a further one was dropped: the model is too slow for "
-                "overload: queue; use overload: newest, or raise overload_queue_size",
-                throttle_duration_sec=_LOG_EVERY,
-            )
+            self._worker.offer(job)
 
     def discard(self, frames: list[Frame]) -> None:
         """Count frames that nobody will segment, because the node is no longer active."""
@@ -175,6 +164,20 @@ class Pipeline:
         """Of the latest frames."""
         with self._lock:
             return list(self._timings)
+
+    def _give_way(self, job: _Job) -> None:
+        """Count a frame that will not be segmented."""
+        if self._worker is None or self._worker.stopping:
+            self.discard([job.frame])
+        elif self._capacity is None:
+            self._count(job.frame, Outcome.OVERLOAD)
+        else:
+            self._count(job.frame, Outcome.QUEUE_FULL)
+            self._logger.warning(
+                f"{self._capacity} frames are waiting and a further one was dropped: the model is too slow for "
+                "overload: queue; use overload: newest, or raise overload_queue_size",
+                throttle_duration_sec=_LOG_EVERY,
+            )
 
     def _handle(self, job: _Job) -> None:
         outcome = Outcome.FAILED

@@ -28,7 +28,7 @@ EXIT_ERROR = 2
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _LAST_RESORT = 1.0
 _EXECUTOR_THREADS = 4
-_ARENAS = 2
+_ARENAS = 1
 
 _TOPICS = """\
 topics, relative; remap them with --ros-args -r rgb/image:=/camera/color/image_raw

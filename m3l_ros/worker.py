@@ -4,11 +4,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+PATIENCE = 1 / 60
+"""Seconds that a frame may wait before it gives way to newer ones, where the newest wins.
+
+It is for frames that come together, those that waited for the same depth image: a model that keeps up with the camera
+segments them all, and one that does not still takes a frame that is the newest but for half a period at 30 Hz.
+"""
+
+
+class _Waiting(NamedTuple, Generic[T]):
+    frame: T
+    since: float
 
 
 class FrameWorker(Generic[T]):
@@ -16,15 +29,25 @@ class FrameWorker(Generic[T]):
 
     Args:
         handle: called in the thread for every frame; it must not raise.
-        capacity: frames that may wait while one is handled.
-        newest_wins: a frame that finds no place takes that of the oldest waiting one; otherwise it is refused.
+        give_way: called, in this thread or that of the offer, with every frame that will not be handled, but for those
+            that ``stop`` returns; it must not raise.
+        capacity: frames that may wait while one is handled; further ones give way. None: frames that have waited for
+            longer than ``PATIENCE`` give way to newer ones.
+        clock: steady time, s.
     """
 
-    def __init__(self, handle: Callable[[T], None], capacity: int, newest_wins: bool) -> None:
+    def __init__(
+        self,
+        handle: Callable[[T], None],
+        give_way: Callable[[T], None],
+        capacity: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._handle = handle
+        self._give_way = give_way
         self._capacity = capacity
-        self._newest_wins = newest_wins
-        self._frames: deque[T] = deque()
+        self._clock = clock
+        self._frames: deque[_Waiting[T]] = deque()
         self._interludes: deque[Callable[[], None]] = deque()
         self._condition = threading.Condition()
         self._stopping = False
@@ -36,19 +59,16 @@ class FrameWorker(Generic[T]):
         """Whether ``stop`` was called: what is offered from then on is refused."""
         return self._stopping
 
-    def offer(self, frame: T) -> T | None:
-        """Leave a frame to the thread; returns the frame that had to give way, if any: this one or an older one."""
+    def offer(self, frame: T) -> None:
+        """Leave a frame to the thread."""
         with self._condition:
-            if self._stopping:
-                return frame
-            displaced = None
-            if len(self._frames) >= self._capacity:
-                if not self._newest_wins:
-                    return frame
-                displaced = self._frames.popleft()
-            self._frames.append(frame)
-            self._condition.notify()
-            return displaced
+            if self._stopping or (self._capacity is not None and len(self._frames) >= self._capacity):
+                displaced = [frame]
+            else:
+                displaced = self._take_outdated(but=0)
+                self._frames.append(_Waiting(frame, self._clock()))
+                self._condition.notify()
+        self._dispose(displaced)
 
     def between_frames(self, action: Callable[[], None]) -> None:
         """Have the thread call ``action`` before it takes the next frame, and wait until it has.
@@ -74,7 +94,7 @@ class FrameWorker(Generic[T]):
         """
         with self._condition:
             self._stopping = True
-            left = list(self._frames)
+            left = [waiting.frame for waiting in self._frames]
             self._frames.clear()
             self._condition.notify()
         self._thread.join(timeout)
@@ -87,9 +107,22 @@ class FrameWorker(Generic[T]):
                 if self._stopping:
                     return
                 interlude = self._interludes.popleft() if self._interludes else None
-                frame = None if interlude else self._frames.popleft()
+                frames = [] if interlude else [*self._take_outdated(but=1), self._frames.popleft().frame]
             if interlude:
                 interlude()
-            else:
-                self._handle(cast(T, frame))
-            del frame  # not to be kept until the next one comes
+                continue
+            self._dispose(frames[:-1])
+            self._handle(frames[-1])
+            del frames  # not to be kept until the next one comes
+
+    def _dispose(self, frames: list[T]) -> None:
+        for frame in frames:
+            self._give_way(frame)
+
+    def _take_outdated(self, but: int) -> list[T]:
+        """Take away, where the newest wins, all but so many of the frames that have waited too long."""
+        outdated: list[T] = []
+        latest = self._clock() - PATIENCE
+        while self._capacity is None and len(self._frames) > but and self._frames[0].since < latest:
+            outdated.append(self._frames.popleft().frame)
+        return outdated

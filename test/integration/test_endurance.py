@@ -32,4 +32,4 @@ def test_every_image_is_accounted_for_through_two_minutes_of_faults(repository, 
 
 def test_lifecycle_can_be_gone_through_again_and_again(repository, tmp_path):
     report = run(repository, tmp_path, "node_cycles.py", "--cycles", "6")
-    assert report["answers"]["wrong"] == 0
+    assert report["wrong"] == []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from m3l_ros.outputs import Outputs, image_message
 from m3l_ros.parameters import NodeParameters
 from m3l_ros.pipeline import Outcome, Pipeline, Tally
 from m3l_ros.qos import LATCHED_QOS
+from m3l_ros.worker import PATIENCE
 
 LABELS = LabelSet.generic(4)
 
@@ -159,6 +161,7 @@ def test_newest_frame_wins_under_overload(make_bench):
     bench = make_bench("mask", overload="newest")
     bench.hold_up(1)
     bench.submit(2, 3, 4)
+    time.sleep(2 * PATIENCE)
     bench.model.go_on.set()
     bench.wait_until(lambda: bench.values() == [1, 4], "the masks of the first and the newest")
     bench.wait_until(lambda: bench.books() == {Outcome.MASKED: 2, Outcome.OVERLOAD: 2}, "the books")

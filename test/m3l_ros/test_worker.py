@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3l_ros.worker import FrameWorker
+from m3l_ros.worker import PATIENCE, FrameWorker
 
 
 class Handler:
@@ -27,31 +28,82 @@ class Handler:
         self.allowed.release(count)
 
 
+class Clock:
+    """Time that the test sets."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture
 def handler():
     return Handler()
 
 
+@pytest.fixture
+def displaced():
+    return []
+
+
 def occupy(worker, handler):
     """Have the worker busy with frame 0."""
-    assert worker.offer(0) is None
+    worker.offer(0)
     handler.begun.acquire()
 
 
-def test_newest_frame_replaces_the_one_that_waits(handler):
-    worker = FrameWorker(handler, capacity=1, newest_wins=True)
+def test_newest_frame_replaces_the_one_that_waits(handler, displaced):
+    clock = Clock()
+    worker = FrameWorker(handler, displaced.append, capacity=None, clock=clock)
     occupy(worker, handler)
-    assert [worker.offer(frame) for frame in (1, 2, 3)] == [None, 1, 2]
+    for frame in (1, 2, 3):
+        clock.now += 2 * PATIENCE
+        worker.offer(frame)
+        assert displaced == list(range(1, frame))
     handler.allow(2)
     handler.begun.acquire()
     assert worker.stop() == []
     assert handler.handled == [0, 3]
 
 
-def test_queue_refuses_what_it_has_no_place_for(handler):
-    worker = FrameWorker(handler, capacity=2, newest_wins=False)
+def test_frames_that_come_together_are_all_handled_where_that_is_fast(handler, displaced):
+    clock = Clock()
+    worker = FrameWorker(handler, displaced.append, capacity=None, clock=clock)
     occupy(worker, handler)
-    assert [worker.offer(frame) for frame in (1, 2, 3)] == [None, None, 3]
+    for frame in (1, 2, 3):
+        worker.offer(frame)
+    handler.allow(1)
+    handler.begun.acquire()
+    clock.now += PATIENCE / 2
+    handler.allow(1)
+    handler.begun.acquire()
+    handler.allow(2)
+    handler.begun.acquire()
+    worker.stop()
+    assert (handler.handled, displaced) == ([0, 1, 2, 3], [])
+
+
+def test_of_frames_that_come_together_the_newest_wins_where_handling_is_slow(handler, displaced):
+    clock = Clock()
+    worker = FrameWorker(handler, displaced.append, capacity=None, clock=clock)
+    occupy(worker, handler)
+    for frame in (1, 2, 3):
+        worker.offer(frame)
+    clock.now += 2 * PATIENCE
+    handler.allow(2)
+    handler.begun.acquire()
+    worker.stop()
+    assert (handler.handled, displaced) == ([0, 3], [1, 2])
+
+
+def test_queue_refuses_what_it_has_no_place_for(handler, displaced):
+    worker = FrameWorker(handler, displaced.append, capacity=2)
+    occupy(worker, handler)
+    for frame in (1, 2, 3):
+        worker.offer(frame)
+    assert displaced == [3]
     handler.allow(3)
     for _ in range(2):
         handler.begun.acquire()
@@ -59,8 +111,8 @@ def test_queue_refuses_what_it_has_no_place_for(handler):
     assert handler.handled == [0, 1, 2]
 
 
-def test_stop_finishes_the_frame_in_hand_and_returns_the_others(handler):
-    worker = FrameWorker(handler, capacity=5, newest_wins=False)
+def test_stop_finishes_the_frame_in_hand_and_returns_the_others(handler, displaced):
+    worker = FrameWorker(handler, displaced.append, capacity=5)
     occupy(worker, handler)
     for frame in (1, 2):
         worker.offer(frame)
@@ -68,19 +120,20 @@ def test_stop_finishes_the_frame_in_hand_and_returns_the_others(handler):
     assert worker.stop() == [1, 2]
     assert handler.handled == [0]
     assert worker.stopping
-    assert worker.offer(3) == 3
+    worker.offer(3)
+    assert displaced == [3]
 
 
-def test_stop_gives_up_on_a_frame_that_takes_too_long(handler):
-    worker = FrameWorker(handler, capacity=1, newest_wins=True)
+def test_stop_gives_up_on_a_frame_that_takes_too_long(handler, displaced):
+    worker = FrameWorker(handler, displaced.append, capacity=None)
     occupy(worker, handler)
     assert worker.stop(timeout=0.01) == []
     assert handler.handled == []
     handler.allow(1)
 
 
-def test_interlude_comes_between_two_frames(handler):
-    worker = FrameWorker(handler, capacity=5, newest_wins=False)
+def test_interlude_comes_between_two_frames(handler, displaced):
+    worker = FrameWorker(handler, displaced.append, capacity=5)
     occupy(worker, handler)
     worker.offer(1)
     interlude = threading.Thread(
@@ -94,21 +147,22 @@ def test_interlude_comes_between_two_frames(handler):
     assert handler.handled == [0, "interlude", 1]
 
 
-def test_interlude_needs_no_frame(handler):
-    worker = FrameWorker(handler, capacity=1, newest_wins=True)
+def test_interlude_needs_no_frame(handler, displaced):
+    worker = FrameWorker(handler, displaced.append, capacity=None)
     called = []
     worker.between_frames(lambda: called.append(True))
     assert called
     worker.stop()
 
 
-@given(frames=st.integers(0, 60), capacity=st.integers(1, 5), newest_wins=st.booleans())
-def test_every_frame_is_handled_or_given_back_and_order_is_kept(frames, capacity, newest_wins):
+@given(frames=st.integers(0, 60), capacity=st.none() | st.integers(1, 5))
+def test_every_frame_is_handled_or_given_back_and_order_is_kept(frames, capacity):
     handled: list[int] = []
-    worker = FrameWorker(handled.append, capacity, newest_wins)
-    displaced = [worker.offer(frame) for frame in range(frames)]
+    displaced: list[int] = []
+    ticks = itertools.count()
+    worker = FrameWorker(handled.append, displaced.append, capacity, lambda: next(ticks) * PATIENCE / 4)
+    for frame in range(frames):
+        worker.offer(frame)
     left = worker.stop()
-    assert sorted([*handled, *left, *(frame for frame in displaced if frame is not None)]) == list(
-        range(frames)
-    )
+    assert sorted([*handled, *left, *displaced]) == list(range(frames))
     assert handled == sorted(handled)
