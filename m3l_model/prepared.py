@@ -265,10 +265,10 @@ class _Block:
 
     def _attend(self, x_MBHWC: Tensor) -> None:
         if self._whole(x_MBHWC):
-            attended = self.attention.project(self.attention(x_MBHWC))
-            x_MBHWC.add_(attended, alpha=self.ratio)
+            attended_MBHWC = self.attention.project(self.attention(x_MBHWC))
+            x_MBHWC.add_(attended_MBHWC, alpha=self.ratio)
             for own, other in ((0, 1), (1, 0)):
-                x_MBHWC[own].add_(attended[other], alpha=1 - self.ratio)
+                x_MBHWC[own].add_(attended_MBHWC[other], alpha=1 - self.ratio)
             return
         attended = [self.attention(x_MBHWC[part], part)[0] for part in _EACH]
         for own, other in ((0, 1), (1, 0)):
