@@ -441,14 +441,15 @@ class _Decoder:
     ) -> Tensor:
         """Merge the maps of one modality in the rows of ``x_1HWC``, which begins at ``first`` of ``height``."""
         rows, width = x_1HWC.shape[1:3]
-        merged = self.projections[modality][0](x_1HWC).reshape(rows, -1)
+        mixing, wide = [], []
         for source_1HWC in projected:
             count = source_1HWC.shape[1]
             low = max(0, math.floor((first + 0.5) * count / height - 0.5))
             high = min(count, math.floor((first + rows - 0.5) * count / height - 0.5) + 2)
-            mixing = self._row_weights(height, count, merged)[first : first + rows, low:high]
-            merged.addmm_(mixing, self._widen(source_1HWC[:, low:high], width))
-        return merged.relu_()
+            mixing.append(self._row_weights(height, count, x_1HWC)[first : first + rows, low:high])
+            wide.append(self._widen(source_1HWC[:, low:high], width))
+        merged = self.projections[modality][0](x_1HWC).reshape(rows, -1)
+        return merged.addmm_(torch.cat(mixing, 1), torch.cat(wide)).relu_()
 
     @staticmethod
     def _widen(x_1HWC: Tensor, width: int) -> Tensor:
