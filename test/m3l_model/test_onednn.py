@@ -24,19 +24,19 @@ def test_operators_compute_what_they_say(dtype: torch.dtype) -> None:
     weight, bias = torch.randn(8, 16, 1, 1).to(dtype), torch.randn(8).to(dtype)
     depthwise = torch.randn(16, 1, 3, 3).to(dtype)
     shift = torch.randn(16).to(dtype)
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (0.02, 0.05)
     product = functional.conv2d(x.double(), weight.double(), bias.double())
     convolved = functional.conv2d(x.double(), depthwise.double(), shift.double(), padding=1, groups=16)
 
     found = onednn.conv_gelu(x, depthwise, shift, padding=1, groups=16)
-    torch.testing.assert_close(found.double(), functional.gelu(convolved), **tolerance)
+    torch.testing.assert_close(found.double(), functional.gelu(convolved), rtol=rtol, atol=atol)
     found = onednn.product_sigmoid(x, weight, bias)
-    torch.testing.assert_close(found.double(), product.sigmoid(), **tolerance)
+    torch.testing.assert_close(found.double(), product.sigmoid(), rtol=rtol, atol=atol)
     band = torch.randn(1, 8, 9, 7).to(dtype).contiguous(memory_format=torch.channels_last)
     before = band.double()
     onednn.add_product(band[:, :, 2:7], x, weight, bias)
     before[:, :, 2:7] += product
-    torch.testing.assert_close(band.double(), before, **tolerance)
+    torch.testing.assert_close(band.double(), before, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("broken", [AttributeError("gone"), RuntimeError("not on this processor"), None])
