@@ -22,7 +22,7 @@ _COLUMNS = 16
 
 
 def attention(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor) -> Tensor:
-    """Attend from T tokens to S, as ``scaled_dot_product_attention`` does, to bf16's rounding.
+    """Attend from T tokens to S, as ``scaled_dot_product_attention`` does, to bf16's rounding of keys and weights.
 
     It is two products and, inside the first, exp(x - 60), which is the logistic function there to 0.1 %. The mean of
     the keys is taken from each, which changes no softmax: then the weights of a token add up to at least S exp(-60),
