@@ -86,6 +86,13 @@ def test_bands_of_any_height_give_the_same(
         assert difference(model, PreparedSegmenter(model), rgb, depth, missing) < 5e-5
 
 
+def test_the_decoder_of_a_gpu_gives_what_the_cpu_s_gives() -> None:
+    network = PreparedSegmenter(trained("mit_b0"))
+    maps = [torch.randn(2, 2, 48 >> i, 40 >> i, width) for i, width in enumerate((32, 64, 160, 256))]
+    with torch.inference_mode():
+        torch.testing.assert_close(network._decoder._whole(maps), network._decoder(maps), rtol=0, atol=5e-5)
+
+
 def test_goes_without_onednn_s_own_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained("mit_b0")
     rgb, depth = images(1, 64, 96, torch.float32)
