@@ -32,9 +32,10 @@ class PreparedSegmenter:
       the classifier runs once, on their sum.
     - The three equal channels of a depth image are one, and its first convolution's weights their sum.
     - A stage of one attention head has its output projection folded into its values.
-    - On the CPU: products run as 1x1 convolutions (oneDNN), the MLPs and the decoder in bands of rows that stay in the
-      caches. Where a modality is missing from the whole batch, its first attention, which then is one vector, is the
-      one computed here, once.
+    - On the CPU: products run as 1x1 convolutions (oneDNN), the GELU and the residual inside them; where a map is
+      large, each modality goes by itself, in place, its MLP and the decoder in bands of rows that stay in the caches.
+      Where a modality is missing from the whole batch, its first attention, which then is one vector, is the one
+      computed here, once.
 
     Weights that need no folding are shared with ``model``; a model that is trained further must be prepared anew.
 
