@@ -5,7 +5,8 @@
 
 It measures the card's matrix rate and bandwidth, the time of a graph's replay against the floor these set, the
 latency against the reference and transformers, the labels against the CPU's in float32, and how cost grows. What an
-option was not given for, or a package is missing for, is left out, saying so.
+option was not given for, or a package is missing for, is left out, saying so; a part that fails does not keep the
+others from running, and the exit code tells.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,58 +55,74 @@ def main() -> int:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
-    floors(args.out)
+    failed = floors(args.out)
     baselines = ["--device", "cuda", "--out", str(args.out / "baselines.json"), "--rounds", "31"]
     if args.reference:
         baselines += ["--reference", str(args.reference)]
-    _script("inference_baselines.py", *baselines)
+    failed += _script("inference_baselines.py", *baselines)
     if args.checkpoint and args.bag:
         labels = ["--checkpoint", str(args.checkpoint), "--bag", str(args.bag), "--device", "cuda"]
-        _script("inference_labels.py", *labels, "--precision", "fp32", "fp16", "bf16")
+        failed += _script("inference_labels.py", *labels, "--precision", "fp32", "fp16", "bf16")
     else:
         print("no --checkpoint and --bag: labels are not compared")
     growth = ["--device", "cuda", "--backbones", "mit_b0", "mit_b2", "--precision", "fp16", "bf16"]
-    _script("inference_growth.py", *growth, "--frames", "20", "--out", str(args.out / "growth.png"))
-    return 0
+    failed += _script("inference_growth.py", *growth, "--frames", "20", "--out", str(args.out / "growth.png"))
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
-def _script(name: str, *arguments: str) -> None:
+def _script(name: str, *arguments: str) -> list[str]:
+    """Run another script of this folder; give its name where it fails."""
     print(f"\n== {name}", flush=True)
-    subprocess.run([sys.executable, str(BENCH / name), *arguments], check=False)
+    done = subprocess.run([sys.executable, str(BENCH / name), *arguments], check=False)
+    return [name] if done.returncode else []
+
+
+def floors(out: Path) -> list[str]:
+    """Print the replay of each network's graph beside the floor, write a profile of each; give what failed."""
+    bandwidth = measured_bandwidth()
+    print(f"bandwidth {bandwidth / 1e9:.0f} GB/s")
+    failed = []
+    for name, dtype in PRECISIONS.items():
+        rate = measured_matrix_rate(dtype)
+        print(f"\nmatrix rate in {name}: {rate / 1e12:.1f} TFLOP/s", flush=True)
+        for backbone in ("mit_b0", "mit_b2"):
+            try:
+                _floor(backbone, name, rate, bandwidth, out)
+            except Exception:  # whatever it is, the other parts are still worth having
+                traceback.print_exc()
+                failed.append(f"floor of {backbone} in {name}")
+            torch.cuda.empty_cache()
+    return failed
 
 
 @torch.inference_mode()
-def floors(out: Path) -> None:
-    """Print the replay of each network's graph beside the floor, and write a profile of each."""
-    bandwidth = measured_bandwidth()
-    print(f"bandwidth {bandwidth / 1e9:.0f} GB/s")
-    for name, dtype in PRECISIONS.items():
-        rate = measured_matrix_rate(dtype)
-        print(f"\nmatrix rate in {name}: {rate / 1e12:.1f} TFLOP/s")
-        for backbone in ("mit_b0", "mit_b2"):
-            model = LinearFusionSegmenter(backbone, CLASSES).cuda().eval()
-            model.metadata = Metadata(LabelSet.generic(CLASSES), Preprocessing())
-            engine = CudaEngine(model, model.metadata.preprocessing, dtype)
-            rgb, depth = random_frame(SIZE)
-            request = Request(rgb, depth, SIZE, False)
-            whole = median_ms(lambda e=engine, r=request: e.submit(r)())  # type: ignore[misc]
-            program = engine._program(request)
-            replay = event_ms(program.run)
-            with _Traffic() as traffic:
-                engine._eager(program.inputs, engine._shapes(request))
-            compute = 1e3 * count_gflop(backbone, CLASSES, SIZE) * 1e9 / rate
-            memory = 1e3 * traffic.bytes / bandwidth
-            captured = "graph" if program._graph is not None else "NO graph, eager"
-            print(
-                f"{backbone} {name}: frame {whole:.2f} ms, {captured} {replay:.2f} ms; floor {compute:.2f} ms of "
-                f"arithmetic and {memory:.2f} ms of traffic (operators unfused); "
-                f"{replay / max(compute, memory):.1f} times the larger"
-            )
-            with torch.profiler.profile() as profile:
-                engine._eager(program.inputs, engine._shapes(request))
-                torch.cuda.synchronize()
-            table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
-            (out / f"profile_{backbone}_{name}.txt").write_text(table)
+def _floor(backbone: str, name: str, rate: float, bandwidth: float, out: Path) -> None:
+    model = LinearFusionSegmenter(backbone, CLASSES).cuda().eval()
+    model.metadata = Metadata(LabelSet.generic(CLASSES), Preprocessing())
+    engine = CudaEngine(model, model.metadata.preprocessing, PRECISIONS[name])
+    request = Request(*random_frame(SIZE), SIZE, False)
+    whole = median_ms(lambda: engine.submit(request)())
+    program = engine._program(request)
+    replay = event_ms(program.run)
+    shapes = engine._shapes(request)
+    with _Traffic() as traffic:
+        engine._eager(program.inputs, shapes)
+    compute = 1e3 * count_gflop(backbone, CLASSES, SIZE) * 1e9 / rate
+    memory = 1e3 * traffic.bytes / bandwidth
+    captured = "graph" if program._graph is not None else "NO graph, eager"
+    print(
+        f"{backbone} {name}: frame {whole:.2f} ms, {captured} {replay:.2f} ms; floor {compute:.2f} ms of "
+        f"arithmetic and {memory:.2f} ms of traffic (operators unfused); "
+        f"{replay / max(compute, memory):.1f} times the larger",
+        flush=True,
+    )
+    with torch.profiler.profile() as profile:
+        engine._eager(program.inputs, shapes)
+        torch.cuda.synchronize()
+    table = profile.key_averages().table(sort_by="self_device_time_total", row_limit=25)
+    (out / f"profile_{backbone}_{name}.txt").write_text(table)
 
 
 def measured_matrix_rate(dtype: torch.dtype) -> float:
@@ -144,7 +162,7 @@ def median_ms(call: Callable[[], Any], count: int = 30) -> float:
 
 
 class _Traffic(TorchDispatchMode):
-    """Counts the bytes that operators read and write, views left out."""
+    """Counts the bytes that operators read and write; what only looks at memory in another way moves none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,10 +172,17 @@ class _Traffic(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False):
-            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+        read, written = _tensors((args, kwargs)), _tensors(result)
+        places = {tensor.untyped_storage().data_ptr() for tensor in read}
+        views = all(tensor.untyped_storage().data_ptr() in places for tensor in written)
+        if func._schema.is_mutable or not views:
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in read + written)
         return result
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from m3l_model.segmenter import LinearFusionSegmenter
 
 SIZES = ((256, 384), (384, 512), (480, 640), (600, 800), (720, 1280), (960, 1280), (1080, 1920))
 BATCHES = (1, 2, 4, 8, 16)
-BATCH_SIZE = (256, 384)
+BATCH_SIZE = (480, 640)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -142,16 +142,7 @@ class CudaEngine:
         return _Shapes((*request.size, 3), depth, depth_type, request.size, request.with_confidence)
 
     def _eager(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
-        size = self._preprocessing.input_size(*shapes.size)
-        return segment(
-            self._network,
-            self._preprocessing,
-            device_images.resize_rgb(inputs.rgb, size),
-            device_images.resize_nearest(device_images.metres(inputs.depth), size),
-            inputs.missing,
-            shapes.size,
-            shapes.with_confidence,
-        )
+        return segment_raw(self._network, self._preprocessing, inputs, shapes.size, shapes.with_confidence)
 
     def _compiled(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
         try:
@@ -160,6 +151,26 @@ class CudaEngine:
             _logger.warning("torch.compile failed, going on without it: %s", _line(error))
             self._body = self._compiled_eager = self._eager
             return self._eager(inputs, shapes)
+
+
+def segment_raw(
+    network: PreparedSegmenter,
+    preprocessing: Preprocessing,
+    inputs: _Buffers,
+    size: tuple[int, int],
+    with_confidence: bool,
+) -> Labels:
+    """Segment raw images on the device they are on, by tensor operations alone; labels of ``size``."""
+    network_size = preprocessing.input_size(*size)
+    return segment(
+        network,
+        preprocessing,
+        device_images.resize_rgb(inputs.rgb, network_size),
+        device_images.resize_nearest(device_images.metres(inputs.depth), network_size),
+        inputs.missing,
+        size,
+        with_confidence,
+    )
 
 
 class _Program:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from m3l_model import bf16_attention, onednn
 from m3l_model.mit import MODALITIES, Block, MixMlp, MixTransformer, ModalityLayerNorm, Stage
 from m3l_model.segmenter import LinearFusionSegmenter, masked_tokens
 
@@ -31,9 +32,10 @@ class PreparedSegmenter:
       the classifier runs once, on their sum.
     - The three equal channels of a depth image are one, and its first convolution's weights their sum.
     - A stage of one attention head has its output projection folded into its values.
-    - On the CPU: products run as 1x1 convolutions (oneDNN), the MLPs and the decoder in bands of rows that stay in the
-      caches. Where a modality is missing from the whole batch, its first attention, which then is one vector, is the
-      one computed here, once.
+    - On the CPU: products run as 1x1 convolutions (oneDNN), the GELU and the residual inside them; where a map is
+      large, each modality goes by itself, in place, its MLP and the decoder in bands of rows that stay in the caches.
+      Where a modality is missing from the whole batch, its first attention, which then is one vector, is the one
+      computed here, once.
 
     Weights that need no folding are shared with ``model``; a model that is trained further must be prepared anew.
 
@@ -92,6 +94,13 @@ class _Linear(NamedTuple):
             return functional.linear(x_BHWC, self.weight.flatten(1), self.bias)
         return functional.conv2d(x_BHWC.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
+    def add_to(self, x_BHWC: Tensor, y_BHWC: Tensor) -> None:
+        """Add the product of ``y_BHWC`` to ``x_BHWC``."""
+        if x_BHWC.is_cuda or not onednn.available(x_BHWC.dtype):
+            x_BHWC.add_(self(y_BHWC))
+            return
+        onednn.add_product(x_BHWC.permute(0, 3, 1, 2), y_BHWC.permute(0, 3, 1, 2), self.weight, self.bias)
+
 
 class _Conv(NamedTuple):
     """A convolution of channels-last images."""
@@ -120,6 +129,14 @@ class _Conv(NamedTuple):
         y = functional.conv2d(image, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
         return y.permute(0, 2, 3, 1)
 
+    def with_gelu(self, x_BHWC: Tensor) -> Tensor:
+        """Give the GELU of the convolution, whose stride is 1."""
+        if x_BHWC.is_cuda or not onednn.available(x_BHWC.dtype):
+            return functional.gelu(self(x_BHWC))
+        image = x_BHWC.permute(0, 3, 1, 2)
+        y = onednn.conv_gelu(image, self.weight, self.bias, self.padding, self.groups)
+        return y.permute(0, 2, 3, 1)
+
 
 class _Norm:
     """LayerNorm with a weight and bias for each modality."""
@@ -141,10 +158,11 @@ class _Norm:
 
 
 _BOTH = slice(0, len(MODALITIES))
+_EACH = [slice(modality, modality + 1) for modality in range(len(MODALITIES))]
 
 
 class _Attention:
-    """Attention with spatial reduction, before fusion."""
+    """Attention with spatial reduction, before its output projection and the fusion."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attn = block.attn
@@ -165,6 +183,7 @@ class _Attention:
         else:
             self.proj = _Linear.of(proj.weight, proj.bias, dtype)
         self.kv = _Linear.of(kv_weight, kv_bias, dtype)
+        self._attend = bf16_attention.attention if _uses_bf16_units(block, dtype) else _flash_attention
 
     def __call__(self, x_PBHWC: Tensor, present: slice = _BOTH) -> Tensor:
         shape = x_PBHWC.shape
@@ -176,16 +195,29 @@ class _Attention:
             source_NHWC = self.norm(reduced_NHWC.unflatten(0, shape[:2]), present).flatten(0, 1)
         q = self._split_heads(self.q(normed_NHWC))
         k, v = (self._split_heads(part) for part in self.kv(source_NHWC).chunk(2, dim=-1))
-        y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        y_NHWC = y.reshape(normed_NHWC.shape)
-        return (y_NHWC if self.proj is None else self.proj(y_NHWC)).reshape(shape)
+        return self._attend(q, k, v).reshape(shape)
+
+    def project(self, y_PBHWC: Tensor) -> Tensor:
+        if self.proj is None:
+            return y_PBHWC
+        return self.proj(y_PBHWC.flatten(0, 1)).reshape(y_PBHWC.shape)
 
     def _split_heads(self, x_NHWC: Tensor) -> Tensor:
-        return x_NHWC.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """Give (N, tokens, heads, channels of a head)."""
+        return x_NHWC.flatten(1, 2).unflatten(-1, (self.heads, -1))
+
+
+def _flash_attention(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_NTHD, k_NSHD, v_NSHD))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _uses_bf16_units(block: Block, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and not block.attn.q.weight.is_cuda and onednn.available(dtype)
 
 
 class _Mlp:
-    """LayerNorm, Linear, depth-wise convolution, GELU, Linear and the residual, in bands of rows."""
+    """LayerNorm, Linear, depth-wise convolution, GELU, Linear and the residual."""
 
     def __init__(self, norm2: ModalityLayerNorm, mlp: MixMlp, dtype: torch.dtype) -> None:
         self.norm2 = _Norm(norm2, dtype)
@@ -193,31 +225,32 @@ class _Mlp:
         self.dwconv = _Conv.of(mlp.dwconv, dtype)
         self.fc2 = _Linear.of(mlp.fc2.weight, mlp.fc2.bias, dtype)
 
-    def __call__(self, x_MBHWC: Tensor) -> Tensor:
-        modalities, batch, height, width, _ = x_MBHWC.shape
-        row_bytes = width * len(self.fc1.weight) * x_MBHWC.element_size()
-        if x_MBHWC.is_cuda or modalities * batch * height * row_bytes <= _CPU_SCRATCH:
-            normed_NHWC = self.norm2(x_MBHWC, _BOTH).flatten(0, 1)
-            return x_MBHWC + self._hidden(normed_NHWC, 0, height).reshape(x_MBHWC.shape)
-        out_MBHWC = torch.empty_like(x_MBHWC)
-        bands = _bands(height, row_bytes)
-        for modality in range(modalities):
-            for x_HWC, out_HWC in zip(x_MBHWC[modality], out_MBHWC[modality], strict=True):
-                for first, last in bands:
-                    self._band(x_HWC, modality, first, last, out_HWC)
-        return out_MBHWC
+    def add_to(self, x_MBHWC: Tensor) -> None:
+        """Add to every modality at once."""
+        hidden = self._hidden(self.norm2(x_MBHWC, _BOTH).flatten(0, 1))
+        self.fc2.add_to(x_MBHWC.flatten(0, 1), hidden)
 
-    def _band(self, x_HWC: Tensor, modality: int, first: int, last: int, out_HWC: Tensor) -> None:
-        """Do rows ``first`` to ``last``; the convolution looks one row beyond them."""
-        top = max(first - 1, 0)
-        rows = x_HWC[None, top : last + 1]
-        normed = functional.layer_norm(rows, rows.shape[-1:], *self.norm2.of(modality), self.norm2.eps)
-        y = self._hidden(normed, first - top, last - top)
-        torch.add(x_HWC[first:last], y[0], out=out_HWC[first:last])
+    def add_in_bands(self, x_BHWC: Tensor, modality: int) -> None:
+        """Add to one modality, in bands of rows that stay in the caches."""
+        height, width = x_BHWC.shape[1:3]
+        bands = _bands(height, width * len(self.fc1.weight) * x_BHWC.element_size())
+        for x_1HWC in x_BHWC.split(1):
+            normed = self._normed(x_1HWC, modality, bands[0])
+            for (first, last), following in zip(bands, [*bands[1:], None], strict=True):
+                # The next band looks at a row of this one as it was.
+                ahead = normed if following is None else self._normed(x_1HWC, modality, following)
+                top = max(first - 1, 0)
+                self.fc2.add_to(x_1HWC[:, first:last], self._hidden(normed)[:, first - top : last - top])
+                normed = ahead
 
-    def _hidden(self, normed_NHWC: Tensor, first: int, last: int) -> Tensor:
-        hidden = self.dwconv(self.fc1(normed_NHWC))[:, first:last]
-        return self.fc2(functional.gelu(hidden))
+    def _normed(self, x_1HWC: Tensor, modality: int, band: tuple[int, int]) -> Tensor:
+        """Normalise a band and the rows above and below, which the convolution looks at."""
+        first, last = band
+        rows = x_1HWC[None, :, max(first - 1, 0) : last + 1]
+        return self.norm2(rows, _EACH[modality])[0]
+
+    def _hidden(self, normed_NHWC: Tensor) -> Tensor:
+        return self.dwconv.with_gelu(self.fc1(normed_NHWC))
 
 
 class _Block:
@@ -226,12 +259,37 @@ class _Block:
         self.mlp = _Mlp(block.norm2, block.mlp, dtype)
         self.ratio = block.fusion_ratio
 
-    def __call__(self, x_MBHWC: Tensor) -> Tensor:
-        attended = self.attention(x_MBHWC)
-        x_MBHWC = x_MBHWC.add(attended, alpha=self.ratio)
+    def __call__(self, x_MBHWC: Tensor) -> None:
+        """Do the block in place."""
+        self._attend(x_MBHWC)
+        self.add_mlp(x_MBHWC)
+
+    def _attend(self, x_MBHWC: Tensor) -> None:
+        if self._whole(x_MBHWC):
+            attended_MBHWC = self.attention.project(self.attention(x_MBHWC))
+            x_MBHWC.add_(attended_MBHWC, alpha=self.ratio)
+            for own, other in ((0, 1), (1, 0)):
+                x_MBHWC[own].add_(attended_MBHWC[other], alpha=1 - self.ratio)
+            return
+        attended = [self.attention(x_MBHWC[part], part)[0] for part in _EACH]
         for own, other in ((0, 1), (1, 0)):
-            x_MBHWC[own].add_(attended[other], alpha=1 - self.ratio)
-        return self.mlp(x_MBHWC)
+            mixed = torch.lerp(attended[other], attended[own], self.ratio)
+            if self.attention.proj is None:
+                x_MBHWC[own].add_(mixed)
+            else:
+                self.attention.proj.add_to(x_MBHWC[own], mixed)
+
+    def add_mlp(self, x_MBHWC: Tensor) -> None:
+        if self._whole(x_MBHWC):
+            self.mlp.add_to(x_MBHWC)
+            return
+        for modality, x_BHWC in enumerate(x_MBHWC):
+            self.mlp.add_in_bands(x_BHWC, modality)
+
+    def _whole(self, x_MBHWC: Tensor) -> bool:
+        """Tell whether the modalities go as one batch: on a GPU, and where the hidden layer of both is small."""
+        hidden = x_MBHWC.numel() // x_MBHWC.shape[-1] * len(self.mlp.fc1.weight)
+        return x_MBHWC.is_cuda or hidden * x_MBHWC.element_size() <= _CPU_SCRATCH
 
 
 class _Stage:
@@ -247,7 +305,7 @@ class _Stage:
 
     def finish(self, x_MBHWC: Tensor, blocks: list[_Block]) -> Tensor:
         for block in blocks:
-            x_MBHWC = block(x_MBHWC)
+            block(x_MBHWC)
         return self.norm(x_MBHWC, _BOTH)
 
 
@@ -267,10 +325,10 @@ class _Encoder:
         reduction = (
             1 if self.first.blocks[0].attention.sr is None else self.first.blocks[0].attention.sr.stride
         )
-        tokens = self.mask_token.expand(1, 1, reduction, reduction, -1)
+        tokens = self.mask_token.expand(1, 1, reduction, reduction, -1).contiguous()
         self.masked_attention = [
-            self.first.blocks[0].attention(tokens.contiguous(), slice(m, m + 1))[0, 0, 0, 0]
-            for m in range(len(MODALITIES))
+            self.first.blocks[0].attention.project(self.first.blocks[0].attention(tokens, part))[0, 0, 0, 0]
+            for part in _EACH
         ]
 
     def __call__(self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool]) -> list[Tensor]:
@@ -306,13 +364,14 @@ class _Encoder:
     def _first_block_with_one(self, x_BHWC: Tensor, own: int) -> Tensor:
         """Do the first block where only modality ``own`` was seen: the other is the mask token everywhere."""
         block, other = self.first.blocks[0], 1 - own
-        attended_BHWC = block.attention(x_BHWC[None], slice(own, own + 1))[0]
+        attended_BHWC = block.attention.project(block.attention(x_BHWC[None], _EACH[own]))[0]
         constant = self.masked_attention[other]
         x_MBHWC = x_BHWC.new_empty(len(MODALITIES), *x_BHWC.shape)
         torch.add(x_BHWC + (1 - block.ratio) * constant, attended_BHWC, alpha=block.ratio, out=x_MBHWC[own])
         token = self.mask_token + block.ratio * constant
         torch.add(token, attended_BHWC, alpha=1 - block.ratio, out=x_MBHWC[other])
-        return block.mlp(x_MBHWC)
+        block.add_mlp(x_MBHWC)
+        return x_MBHWC
 
 
 class _Decoder:
@@ -361,45 +420,45 @@ class _Decoder:
         return self.classifier((branches[0] + branches[1]).permute(0, 2, 3, 1))
 
     def _banded(self, maps_MHWC: list[Tensor]) -> Tensor:
-        """Decode one sample: the smaller maps are widened, then mixed by rows into each band of the largest."""
+        """Decode one sample: the smaller maps are projected, then interpolated into each band of the largest."""
         largest = maps_MHWC[0]
         height, width = largest.shape[1:3]
-        channels = len(self.classifier.weight)
-        wide = [
-            [
-                self._widen(projection(x[m : m + 1]), width)
-                for projection, x in zip(self.projections[m][1:], maps_MHWC[1:], strict=True)
-            ]
-            for m in range(len(MODALITIES))
+        projected = [
+            [projection(x[m : m + 1]) for projection, x in zip(projections[1:], maps_MHWC[1:], strict=True)]
+            for m, projections in enumerate(self.projections)
         ]
-        logits = largest.new_empty(height, width, channels)
+        logits = largest.new_empty(height, width, len(self.classifier.weight))
         row_bytes = width * self.classifier.weight.shape[1] * largest.element_size()
         for first, last in _bands(height, row_bytes):
             merged = [
-                self._band(largest[m : m + 1, first:last], m, wide[m], first, last, height) for m in (0, 1)
+                self._band(largest[m : m + 1, first:last], m, projected[m], first, height) for m in (0, 1)
             ]
             hidden = merged[0].add_(merged[1]).view(1, last - first, width, -1)
             logits[first:last] = self.classifier(hidden)[0]
         return logits
 
+    def _band(
+        self, x_1HWC: Tensor, modality: int, projected: list[Tensor], first: int, height: int
+    ) -> Tensor:
+        """Merge the maps of one modality in the rows of ``x_1HWC``, which begins at ``first`` of ``height``."""
+        rows, width = x_1HWC.shape[1:3]
+        mixing, wide = [], []
+        for source_1HWC in projected:
+            count = source_1HWC.shape[1]
+            low = max(0, math.floor((first + 0.5) * count / height - 0.5))
+            high = min(count, math.floor((first + rows - 0.5) * count / height - 0.5) + 2)
+            mixing.append(self._row_weights(height, count, x_1HWC)[first : first + rows, low:high])
+            wide.append(self._widen(source_1HWC[:, low:high], width))
+        merged = self.projections[modality][0](x_1HWC).reshape(rows, -1)
+        return merged.addmm_(torch.cat(mixing, 1), torch.cat(wide)).relu_()
+
     @staticmethod
     def _widen(x_1HWC: Tensor, width: int) -> Tensor:
-        """Interpolate along the rows only: (H, W, C) to a matrix (H, width * C)."""
+        """Interpolate along the rows only: (1, H, W, C) to a matrix (H, width * C)."""
         height = x_1HWC.shape[1]
         size = (height, width)
         y = functional.interpolate(x_1HWC.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)
         return y.permute(0, 2, 3, 1).reshape(height, -1)
-
-    def _band(
-        self, x_1HWC: Tensor, modality: int, wide: list[Tensor], first: int, last: int, height: int
-    ) -> Tensor:
-        merged = self.projections[modality][0](x_1HWC).reshape(last - first, -1)
-        for source in wide:
-            mixing = self._row_weights(height, len(source), source)[first:last]
-            low = max(0, math.floor((first + 0.5) * len(source) / height - 0.5))
-            high = min(len(source), math.floor((last - 0.5) * len(source) / height - 0.5) + 2)
-            merged.addmm_(mixing[:, low:high], source[low:high])
-        return merged.relu_()
 
     def _row_weights(self, height: int, source: int, like: Tensor) -> Tensor:
         """Give the matrix (height, source) of bilinear interpolation along the columns."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,11 @@ import torch
 
 from m3l_model import LinearFusionSegmenter, Predictor
 from m3l_model.checkpoint import Metadata
+from m3l_model.cuda_engine import _Buffers, segment_raw
 from m3l_model.labels import LabelSet
+from m3l_model.prepared import PreparedSegmenter
 from m3l_model.preprocessing import Preprocessing
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 SIZE = (96, 128)
 
 
@@ -33,6 +32,34 @@ def frame(seed: int = 0, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.n
     return rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 6000, size, np.uint16)
 
 
+def on_gpu(test: Any) -> Any:
+    absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    return pytest.mark.gpu(absent(test))
+
+
+@pytest.mark.parametrize("short_side", [None, 64])
+def test_what_a_graph_holds_is_what_the_cpu_computes(short_side: int | None) -> None:
+    """The steps of a frame on a GPU, taken here on the CPU."""
+    network = model(short_side).eval()
+    assert network.metadata is not None
+    prepared, cpu = PreparedSegmenter(network), Predictor(model(short_side), "cpu", "fp32")
+    rgb, depth = frame()
+    for with_rgb, with_depth in ((True, True), (True, False), (False, True)):
+        buffers = _Buffers(
+            torch.from_numpy(rgb)[None],
+            torch.from_numpy(depth.view(np.int16))[None],
+            torch.tensor([[not with_rgb, not with_depth]]),
+        )
+        with torch.inference_mode():
+            found = segment_raw(prepared, network.metadata.preprocessing, buffers, SIZE, True)
+        expected = cpu.predict(rgb if with_rgb else None, depth if with_depth else None)
+        assert found.confidence is not None
+        assert expected.confidence is not None
+        assert (found.labels[0].numpy() == expected.labels).mean() > 0.99
+        np.testing.assert_allclose(found.confidence[0].numpy(), expected.confidence, atol=5e-3)
+
+
+@on_gpu
 @pytest.mark.parametrize("short_side", [None, 64])
 def test_agrees_with_the_cpu_in_all_states(short_side: int | None) -> None:
     cpu = Predictor(model(short_side), "cpu", "fp32")
@@ -46,6 +73,7 @@ def test_agrees_with_the_cpu_in_all_states(short_side: int | None) -> None:
         np.testing.assert_allclose(found.confidence, expected.confidence, atol=5e-3)
 
 
+@on_gpu
 def test_frames_in_flight_keep_their_results() -> None:
     predictor = Predictor(model(), "cuda", "fp32")
     frames = [frame(seed) for seed in range(5)]
@@ -55,6 +83,7 @@ def test_frames_in_flight_keep_their_results() -> None:
         np.testing.assert_array_equal(waiting.result().labels, expected)
 
 
+@on_gpu
 def test_more_shapes_than_are_kept() -> None:
     predictor = Predictor(model(), "cuda", "fp32")
     sizes = [(64 + 8 * i, 96) for i in range(6)]
@@ -64,6 +93,7 @@ def test_more_shapes_than_are_kept() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@on_gpu
 def test_a_graph_that_cannot_be_captured_is_done_without(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

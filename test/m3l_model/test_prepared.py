@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3l_model import prepared
+from m3l_model import onednn, prepared
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.segmenter import LinearFusionSegmenter
 
@@ -84,6 +84,22 @@ def test_bands_of_any_height_give_the_same(
         patch.setattr(prepared, "_CPU_SCRATCH", scratch)
         missing = torch.tensor([STATES[state]] * batch)
         assert difference(model, PreparedSegmenter(model), rgb, depth, missing) < 5e-5
+
+
+def test_the_decoder_of_a_gpu_gives_what_the_cpu_s_gives() -> None:
+    network = PreparedSegmenter(trained("mit_b0"))
+    maps = [torch.randn(2, 2, 48 >> i, 40 >> i, width) for i, width in enumerate((32, 64, 160, 256))]
+    with torch.inference_mode():
+        torch.testing.assert_close(network._decoder._whole(maps), network._decoder(maps), rtol=0, atol=5e-5)
+
+
+def test_goes_without_onednn_s_own_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained("mit_b0")
+    rgb, depth = images(1, 64, 96, torch.float32)
+    monkeypatch.setattr(onednn, "available", lambda _: False)
+    for dtype, tolerance in ((torch.float32, 5e-5), (torch.bfloat16, 0.5)):
+        network = PreparedSegmenter(model, dtype)
+        assert difference(model, network, rgb, depth, torch.tensor([[False, False]])) < tolerance
 
 
 def test_what_a_missing_image_holds_has_no_influence() -> None:
