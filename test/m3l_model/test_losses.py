@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from m3l_model.labels import IGNORE_ID
-from m3l_model.losses import ohem_cross_entropy, pseudo_loss, supervised_loss
+from m3l_model.losses import ohem, pseudo_loss, supervised_loss
 from m3l_model.segmenter import SegmenterOutput
 
 
@@ -30,19 +30,18 @@ def test_ohem_keeps_the_hard_pixels_and_at_least_min_kept(seed: int, min_kept: i
         kept = max(min_kept, int(((-hardest_first).exp() <= threshold).sum()))
     else:
         kept = len(hardest_first)
-    torch.testing.assert_close(
-        ohem_cross_entropy(logits, labels, min_kept, threshold), hardest_first[:kept].mean()
-    )
+    torch.testing.assert_close(ohem(logits, labels, min_kept, threshold).loss, hardest_first[:kept].mean())
 
 
 def test_a_batch_without_labels_has_loss_0_and_finite_gradients() -> None:
     logits, labels = logits_and_labels(0, ignored=1.1)
     logits.requires_grad_()
-    loss = ohem_cross_entropy(logits, labels, min_kept=3)
+    loss = ohem(logits, labels, min_kept=3).loss
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+    assert pseudo_loss([logits], labels).item() == 0
 
 
 def test_losses_are_means_over_the_three_outputs() -> None:
@@ -50,7 +49,7 @@ def test_losses_are_means_over_the_three_outputs() -> None:
     labels = logits_and_labels(9)[1]
     plain = [functional.cross_entropy(x, labels, ignore_index=IGNORE_ID) for x in outputs]
     torch.testing.assert_close(pseudo_loss(outputs, labels), torch.stack(plain).mean())
-    hard = [ohem_cross_entropy(x, labels, min_kept=5) for x in outputs]
+    hard = [ohem(x, labels, min_kept=5).loss for x in outputs]
     torch.testing.assert_close(supervised_loss(outputs, labels, min_kept=5), torch.stack(hard).mean())
 
 
@@ -58,4 +57,4 @@ def test_losses_are_means_over_the_three_outputs() -> None:
 def test_without_a_limit_all_labelled_pixels_count(min_kept: int) -> None:
     logits, labels = logits_and_labels(4)
     expected = functional.cross_entropy(logits, labels, ignore_index=IGNORE_ID)
-    torch.testing.assert_close(ohem_cross_entropy(logits, labels, min_kept), expected)
+    torch.testing.assert_close(ohem(logits, labels, min_kept).loss, expected)
