@@ -35,8 +35,8 @@ def network_of(weights: dict[str, torch.Tensor], gain: float) -> LinearFusionSeg
     network.load_state_dict(from_reference(weights))
     without_noise(network)
     with torch.no_grad():
-        network.decoder.classifier.weight.mul_(gain)
-        network.decoder.classifier.bias.mul_(gain)
+        for parameter in network.decoder.classifier.parameters():
+            parameter.mul_(gain)
     return network
 
 
