@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_samples import blocks, small
 
 from m3l_model import LinearFusionSegmenter, M3LError, Predictor, load_checkpoint, training_memory
@@ -219,7 +220,12 @@ def test_validates_keeps_the_best_and_resumes_with_it(tmp_path: Path, block_bag:
     dataset = RgbdBagDataset([block_bag], LABELS)
     scores = evaluate(Predictor.from_checkpoint(out / BEST_FILE, "cpu", "fp32"), [dataset[i] for i in (4, 6)])
     assert scores.robust == best["robust"]
-    assert next((out / "tensorboard").iterdir()).stat().st_size > 10_000
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/loss_supervised")] == [0, 1, 2, 3]
+    shown = [event.value for event in board.Scalars("validation/robust")]
+    assert shown == pytest.approx([line["robust"] for line in lines])
+    (panel,) = board.Tags()["images"]
+    assert (board.Images(panel)[-1].height, board.Images(panel)[-1].width) == (2 * 120, 5 * 180)
 
 
 def test_validation_changes_nothing(tmp_path: Path, block_bag: Path) -> None:
