@@ -9,12 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from m3l_model.bag_dataset import RgbdBagDataset
+from m3l_model.errors import M3LError
 from m3l_model.import_images import write_images
 from m3l_model.import_layouts import Choices, plan_layout
 from m3l_model.labels import LabelSet
@@ -79,7 +81,7 @@ class NyuBags:
         for kind in ("rgb", "label40"):
             (folder / kind).symlink_to((self._nyu / kind).resolve())
         for frame in frames:
-            grey = cv2.imread(str(self._nyu / "depth" / f"{frame}.png"), cv2.IMREAD_UNCHANGED)
+            grey = _read(self._nyu / "depth" / f"{frame}.png")
             millimetres = np.round((grey.astype(np.float64) + 0.5) / 25.5 * 1000).astype(np.uint16)
             hole = mask(frame)
             if hole:
@@ -103,7 +105,7 @@ class _Hole:
 
     def of(self, kitchen: Path) -> npt.NDArray[np.bool_]:
         path = sorted(kitchen.glob("*.depth.png"))[self._frame]
-        missing = np.isin(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), _NO_READING)
+        missing = np.isin(_read(path), _NO_READING)
         if self._flip:
             missing = missing[:, ::-1]
         rows, columns = self._shift
@@ -113,6 +115,13 @@ class _Hole:
             max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)
         ]
         return moved
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise M3LError(f"{path}: no such image")
+    return image
 
 
 def _holes(name: str, frames: range) -> _Hole:
