@@ -11,22 +11,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from torch.utils.flop_counter import FlopCounterMode
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
 
+from m3l_model.openmp import share_cores  # noqa: E402
+
+share_cores(os.environ)
+
+import torch  # noqa: E402
+from lightning_fabric import Fabric  # noqa: E402
 from nyuv2_data import LABELS, NyuBags  # noqa: E402
 from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, NYUV2, ROWS, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from m3l_model.data import StepSampler, read_batches  # noqa: E402
 from m3l_model.learner import Learner  # noqa: E402

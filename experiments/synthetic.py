@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
+
+from m3l_model.openmp import share_cores  # noqa: E402
+
+share_cores(os.environ)
+
 
 from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, SYNTHETIC, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402

@@ -67,7 +67,9 @@ def reference_weak(batch: Batch, pixels: int, draws: StepDraws) -> Batch:
         draws: source of the draws.
     """
     uniform = draws.uniform(Purpose.WEAK, 4)
-    scales = torch.tensor(REFERENCE_SCALES)[(uniform[:, 0] * len(REFERENCE_SCALES)).long()]
+    scales = torch.tensor(REFERENCE_SCALES, dtype=torch.float32)[
+        (uniform[:, 0] * len(REFERENCE_SCALES)).long()
+    ]
     sides = (
         torch.tensor(batch.depth_m.shape[:0:-1])[None] * scales[:, None]
     )  # width, height of the scaled frame
@@ -86,7 +88,7 @@ def _windows(batch: Batch, extent: Tensor, place: Tensor, flip: Tensor, size: tu
         flip: (B,) below a half where the window is mirrored.
         size: height and width of the result.
     """
-    affine = torch.zeros(len(extent), 2, 3)
+    affine = torch.zeros(len(extent), 2, 3, dtype=extent.dtype)
     affine[:, 0, 0] = torch.where(flip < 0.5, -extent[:, 0], extent[:, 0])
     affine[:, 1, 1] = extent[:, 1]
     affine[:, :, 2] = place

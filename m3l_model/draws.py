@@ -55,7 +55,9 @@ class StepDraws:
 
     def uniform(self, purpose: Purpose, count: int) -> Tensor:
         """Draw (B, count) float32 in [0, 1)."""
-        return self._each(purpose, torch.device("cpu"), lambda g: torch.rand(count, generator=g))
+        return self._each(
+            purpose, torch.device("cpu"), lambda g: torch.rand(count, generator=g, dtype=torch.float32)
+        )
 
     def integers(self, purpose: Purpose, high: int) -> Tensor:
         """Draw (B,) int64 in [0, high)."""
@@ -63,7 +65,9 @@ class StepDraws:
 
     def normal(self, purpose: Purpose, shape: Sequence[int], device: torch.device) -> Tensor:
         """Draw (B, *shape) float32 on the device; devices differ in what they draw."""
-        return self._each(purpose, device, lambda g: torch.randn(*shape, generator=g, device=device))
+        return self._each(
+            purpose, device, lambda g: torch.randn(*shape, generator=g, device=device, dtype=torch.float32)
+        )
 
     def seed_network(self) -> None:
         """Seed torch's own generators, which dropout and DropPath draw from, for this step's batch."""

@@ -111,7 +111,8 @@ class Learner:
         """Let the teacher label what it sees: (B, H, W) int64, ``IGNORE_ID`` where it is not sure enough."""
         assert self.teacher is not None
         with self._fabric.autocast():
-            logits = self._see(self.teacher, view).fused.float()
+            logits = self._see(self.teacher, view).fused
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.config.pseudo_threshold == 0:
             return logits.argmax(1)
         confidence, labels = logits.softmax(1).max(1)
@@ -157,7 +158,7 @@ class Learner:
         self._fabric.strategy.precision.load_state_dict(scaler)
 
     def _see(self, model: Any, view: View, **options: bool) -> SegmenterOutput:
-        inputs = view.inputs
+        inputs = self._fabric.strategy.precision.convert_input(view.inputs)
         outputs: SegmenterOutput = model(
             inputs.rgb, inputs.depth, view.missing, inputs.depth_valid, **options
         )

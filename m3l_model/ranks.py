@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 
@@ -47,6 +48,18 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
     return torch.cat(gathered).kthvalue(k).values
 
 
+class _Total(torch.autograd.Function):
+    """``total`` with gradients: what all processes' losses say of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return total(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
 class BatchNormOfAll(nn.BatchNorm2d):
     """BatchNorm2d whose moments are those of all processes' batches; unlike SyncBatchNorm it works on CPUs too."""
 
@@ -55,11 +68,11 @@ class BatchNormOfAll(nn.BatchNorm2d):
         if not self.training or count() == 1:
             return super().forward(x_BCHW)
         size = x_BCHW.new_tensor([x_BCHW.numel() // x_BCHW.shape[1]])
-        sums = all_reduce(torch.cat((x_BCHW.sum((0, 2, 3)), size)))
+        sums = _Total.apply(torch.cat((x_BCHW.sum((0, 2, 3)), size)))
         size = sums[-1].detach()
         mean = sums[:-1] / size
         centred = x_BCHW - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / size
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / size
         self._remember(mean.detach(), variance.detach() * size / (size - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]

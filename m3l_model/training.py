@@ -53,8 +53,8 @@ class Machine:
 
     Attributes:
         device: as for ``Predictor``; with several devices only its kind.
-        devices: processes on this machine, one for each device.
-        nodes: machines.
+        devices: processes on this machine, one for each device; under torchrun it says how many.
+        nodes: machines; likewise.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         workers: processes that read the bags, for each device; None chooses by the cores.
     """
@@ -76,12 +76,14 @@ class Machine:
         chosen = choose_device(self.device)
         if chosen.type == "cuda" and self.devices > torch.cuda.device_count():
             raise M3LError(f"--devices {self.devices}: torch sees {torch.cuda.device_count()} GPUs")
-        one = self.devices * self.nodes == 1
-        devices: Any = [chosen.index] if one and chosen.index is not None else self.devices
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+        nodes = int(os.environ.get("WORLD_SIZE", local * self.nodes)) // local
+        one = local * nodes == 1
+        devices: Any = [chosen.index] if one and chosen.index is not None else local
         return Fabric(
             accelerator=chosen.type,
             devices=devices,
-            num_nodes=self.nodes,
+            num_nodes=nodes,
             strategy="auto" if one else "ddp",
             precision=self.precision,  # type: ignore[arg-type]
         )
