@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -79,6 +80,9 @@ class Machine:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
         nodes = int(os.environ.get("WORLD_SIZE", local * self.nodes)) // local
         one = local * nodes == 1
+        warnings.filterwarnings(
+            "ignore", "Grad strides do not match bucket view strides"
+        )  # a depth-wise kernel's
         devices: Any = [chosen.index] if one and chosen.index is not None else local
         return Fabric(
             accelerator=chosen.type,
@@ -131,14 +135,14 @@ def train(
     """
     machine = machine or Machine()
     intervals = intervals or Intervals()
-    if out.exists() and not resume and not _is_spawned():
+    if out.exists() and not resume and is_first_process():
         raise M3LError(f"{out} exists already; choose another --out, remove it, or go on in it with --resume")
     if config.mean_teacher and not len(frames.unlabelled) and config.pseudo_frames == "unlabelled":
         raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
     fabric = machine.fabric()
     workers = default_workers() if machine.workers is None else machine.workers
     _check_shares(config, fabric.world_size)
-    if not _is_spawned():
+    if is_first_process():
         frames.check_labels(workers)
         frames.check_overlap()
     at_network_size = frames.at_network_size(config.preprocessing())
@@ -180,6 +184,11 @@ def train(
         save_checkpoint(out / CHECKPOINT_FILE, learner.model)
     fabric.barrier()
     return out / CHECKPOINT_FILE
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the first process of its machine, which sees for all of them that all is well."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def new_network(
@@ -353,8 +362,3 @@ def _check_shares(config: TrainConfig, processes: int) -> None:
             raise M3LError(
                 f"{name} {getattr(config, name)} cannot be shared by {processes} processes; make it a multiple of them"
             )
-
-
-def _is_spawned() -> bool:
-    """Tell whether this is not the first process of a machine; the first one has seen that all is well."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and write ``OUT/checkpoint.safetensors`` and ``OUT/run.json``."""
     from m3l_model.recipe import load_config
-    from m3l_model.training import Intervals, Machine, train
+    from m3l_model.training import Intervals, Machine, is_first_process, train
     from m3l_model.training_frames import TrainingFrames
 
     overrides = {name: value for name in ("steps", "backbone") if (value := getattr(args, name)) is not None}
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if label_set is None:
         raise M3LError("training needs --label-set SET, which gives the ids in the labels their classes")
     bags, splits = open_bags_of_splits(args)
-    if args.pretrained is None:
+    if args.pretrained is None and is_first_process():
         print("no --pretrained weights: trains from scratch", file=sys.stderr)
     checkpoint = train(
         config,
@@ -105,5 +105,6 @@ def run(args: argparse.Namespace) -> int:
             "pairing": asdict(chosen_pairing(args)),
         },
     )
-    print(f"wrote {checkpoint}" if checkpoint else f"stopped early; go on with --resume --out {args.out}")
+    if is_first_process():
+        print(f"wrote {checkpoint}" if checkpoint else f"stopped early; go on with --resume --out {args.out}")
     return 0

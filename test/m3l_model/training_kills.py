@@ -20,6 +20,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+# Before anything imports torch: processes that share few cores, with threads that wait by spinning, are slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import torch
 
