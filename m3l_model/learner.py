@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,11 @@ from torch.optim import AdamW
 
 from m3l_model import ranks
 from m3l_model.labels import IGNORE_ID
-from m3l_model.losses import pseudo_loss, supervised_loss
+from m3l_model.losses import WithGradient, pseudo_loss, supervised_loss
 from m3l_model.mit import ModalityLayerNorm
 from m3l_model.ranks import BatchNormOfAll
 from m3l_model.recipe import TrainConfig
-from m3l_model.segmenter import LinearFusionSegmenter, SegmenterOutput
+from m3l_model.segmenter import LinearFusionSegmenter, SegmenterOutput, upsample
 from m3l_model.views import View, Views
 
 _RGB_ALONE = (20.0, -20.0)
@@ -36,11 +36,26 @@ class StepResult(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """This process's parts of a step's losses, with gradients, and the teacher's labels (P, H, W) int64, if any."""
+    """This process's parts of a step's losses: their weighted sum, with gradients, and each by itself, without.
 
+    ``pseudo_labels`` are the teacher's, (P, H, W) int64, if any.
+    """
+
+    total: Tensor
     supervised: Tensor
     pseudo: Tensor
     pseudo_labels: Tensor | None
+
+
+class _Network(nn.Module):
+    """A segmenter's logits at a quarter of the input size, as a module's forward pass."""
+
+    def __init__(self, segmenter: LinearFusionSegmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, *inputs: Tensor | None) -> SegmenterOutput:
+        return self.segmenter.quarter_logits(*inputs)  # type: ignore[arg-type]
 
 
 class Learner:
@@ -64,7 +79,7 @@ class Learner:
             copy.deepcopy(network).requires_grad_(False).to(fabric.device) if config.mean_teacher else None
         )
         optimizer = AdamW(_parameter_groups(network, config))
-        self.student, self._optimizer = fabric.setup(network, optimizer)
+        self._student, self._optimizer = fabric.setup(_Network(network), optimizer)
         self._set_modes()
 
     @property
@@ -75,9 +90,8 @@ class Learner:
     def step(self, step: int, views: Views) -> StepResult:
         """Do one optimiser step."""
         losses = self.losses(step, views)
-        total = losses.supervised + self.config.pseudo_weight_at(step) * losses.pseudo
-        self.student.zero_grad()
-        self._fabric.backward(total * ranks.count())  # gradients are averaged over the processes
+        self._student.zero_grad()
+        self._fabric.backward(losses.total * ranks.count())  # gradients are averaged over the processes
         rate = self.config.learning_rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["rate"]
@@ -95,24 +109,41 @@ class Learner:
         config = self.config
         self._set_modes()
         pseudo_labels = None if views.teacher is None else self.pseudo_labels(views.teacher)[views.pseudo_of]
-        outputs = self._see(self.student, views.student, detach_fused=not config.train_fused)
+        outputs = self._see(self._student, views.student)
+        if not config.train_fused:
+            fused = self.network.fuse(outputs.rgb.detach(), outputs.depth.detach())
+            outputs = outputs._replace(fused=fused)
         trained = outputs[:1] if config.modalities == "rgb" else outputs
+        parts = [self._losses_of(output, step, views, pseudo_labels) for output in trained]
+        total, supervised, pseudo = (torch.stack(column).mean() for column in zip(*parts, strict=True))
+        return Losses(total, supervised, pseudo, pseudo_labels)
+
+    def _losses_of(
+        self, logits: Tensor, step: int, views: Views, pseudo_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute one output's losses at full size; of that size nothing is kept for the gradients."""
+        size = views.labels.shape[1:]
         labelled = len(views.labels)
-        height, width = views.labels.shape[1:]
-        min_kept = int(height * width * config.ohem_share) * views.first_batch * ranks.count()
-        supervised = supervised_loss([x[:labelled] for x in trained], views.labels, min_kept)
-        if pseudo_labels is None:
-            return Losses(supervised, torch.zeros_like(supervised), None)
-        last = slice(-len(pseudo_labels), None)
-        return Losses(supervised, pseudo_loss([x[last] for x in trained], pseudo_labels), pseudo_labels)
+        min_kept = int(size[0] * size[1] * self.config.ohem_share) * views.first_batch * ranks.count()
+        source = logits.detach().requires_grad_()
+        log_probabilities = upsample(source, size).log_softmax(1)
+        supervised = supervised_loss(log_probabilities[:labelled], views.labels, min_kept).loss
+        pseudo = torch.zeros_like(supervised)
+        if pseudo_labels is not None:
+            pseudo = pseudo_loss(log_probabilities[-len(pseudo_labels) :], pseudo_labels)
+        total = supervised + self.config.pseudo_weight_at(step) * pseudo
+        (gradient,) = torch.autograd.grad(total, source)
+        kept: Tensor = WithGradient.apply(logits, total.detach(), gradient)
+        return kept, supervised.detach(), pseudo.detach()
 
     @torch.no_grad()
     def pseudo_labels(self, view: View) -> Tensor:
         """Let the teacher label what it sees: (B, H, W) int64, ``IGNORE_ID`` where it is not sure enough."""
         assert self.teacher is not None
         with self._fabric.autocast():
-            logits = self._see(self.teacher, view).fused
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            quarter = self._see(self.teacher.quarter_logits, view).fused
+        quarter = quarter.to(torch.promote_types(quarter.dtype, torch.float32))
+        logits = upsample(quarter, view.inputs.rgb.shape[-2:])
         if self.config.pseudo_threshold == 0:
             return logits.argmax(1)
         confidence, labels = logits.softmax(1).max(1)
@@ -157,15 +188,12 @@ class Learner:
         self._optimizer.load_state_dict({"state": values, "param_groups": groups})
         self._fabric.strategy.precision.load_state_dict(scaler)
 
-    def _see(self, model: Any, view: View, **options: bool) -> SegmenterOutput:
+    def _see(self, network: Callable[..., SegmenterOutput], view: View) -> SegmenterOutput:
         inputs = self._fabric.strategy.precision.convert_input(view.inputs)
-        outputs: SegmenterOutput = model(
-            inputs.rgb, inputs.depth, view.missing, inputs.depth_valid, **options
-        )
-        return outputs
+        return network(inputs.rgb, inputs.depth, view.missing, inputs.depth_valid)
 
     def _set_modes(self) -> None:
-        self.student.train()
+        self._student.train()
         if self.config.batch_norm == "frozen":
             self.network.decoder.bn.eval()
         if self.teacher:

@@ -6,8 +6,7 @@ In a run of several processes each gives its part of the loss of all their sampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,21 @@ from m3l_model import ranks
 from m3l_model.labels import IGNORE_ID
 
 OHEM_THRESHOLD = 0.7
+
+
+class WithGradient(torch.autograd.Function):
+    """A value whose gradient is known: it stands for what was computed of its input, which need not be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Give ``value``, a scalar, of ``source``, with ``gradient`` of the source's shape."""
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient."""
+        return scale * ctx.saved_tensors[0], None, None
 
 
 class Ohem(NamedTuple):
@@ -33,31 +47,28 @@ class Ohem(NamedTuple):
     limit: float | None
 
 
-def supervised_loss(outputs: Sequence[Tensor], labels_BHW: Tensor, min_kept: int) -> Tensor:
-    """Average OHEM cross entropy over the outputs.
-
-    Args:
-        outputs: logits (B, C, H, W) each.
-        labels_BHW: int64 class ids, ``IGNORE_ID`` where unknown.
-        min_kept: least number of pixels kept per output, over all processes.
-    """
-    return torch.stack([ohem(x, labels_BHW, min_kept).loss for x in outputs]).mean()
-
-
-def ohem(logits_BCHW: Tensor, labels_BHW: Tensor, min_kept: int, threshold: float = OHEM_THRESHOLD) -> Ohem:
+def supervised_loss(
+    log_probabilities_BCHW: Tensor, labels_BHW: Tensor, min_kept: int, threshold: float = OHEM_THRESHOLD
+) -> Ohem:
     """Cross entropy over the hard pixels: true class below ``max(threshold, min_kept-th smallest probability)``.
 
     With ``min_kept`` 0, or more than there are labelled pixels, all labelled pixels count; without any labelled pixel
     the loss is 0, where the reference gives NaN.
+
+    Args:
+        log_probabilities_BCHW: of one output.
+        labels_BHW: int64 class ids, ``IGNORE_ID`` where unknown.
+        min_kept: least number of pixels kept, over all processes.
+        threshold: pixels whose true class is no more probable than this are always kept.
     """
-    losses = functional.cross_entropy(logits_BCHW, labels_BHW, ignore_index=IGNORE_ID, reduction="none")
+    losses = functional.nll_loss(log_probabilities_BCHW, labels_BHW, ignore_index=IGNORE_ID, reduction="none")
     losses = losses[labels_BHW != IGNORE_ID]
     probability = torch.exp(-losses.detach())
     below = probability <= threshold
     counts = ranks.total(torch.stack(((labels_BHW != IGNORE_ID).sum(), below.sum())))
     labelled, hard = (int(count) for count in counts)
     if not labelled:
-        return Ohem(logits_BCHW.sum() * 0, 0, None)
+        return Ohem(log_probabilities_BCHW.sum() * 0, 0, None)
     if not 0 < min_kept <= labelled:
         return Ohem(losses.sum() / labelled, labelled, None)
     if hard >= min_kept:
@@ -68,16 +79,15 @@ def ohem(logits_BCHW: Tensor, labels_BHW: Tensor, min_kept: int, threshold: floa
     return Ohem(losses[chosen].sum() / kept, kept, float(limit))
 
 
-def pseudo_loss(outputs: Sequence[Tensor], pseudo_labels_BHW: Tensor) -> Tensor:
-    """Average the cross entropy of the outputs against the teacher's labels.
+def pseudo_loss(log_probabilities_BCHW: Tensor, pseudo_labels_BHW: Tensor) -> Tensor:
+    """Cross entropy against the teacher's labels: this process's part.
 
     Args:
-        outputs: the student's logits (B, C, H, W) each.
+        log_probabilities_BCHW: of one output of the student.
         pseudo_labels_BHW: int64 class ids, ``IGNORE_ID`` for pixels the teacher says nothing of.
     """
     labelled = int(ranks.total((pseudo_labels_BHW != IGNORE_ID).sum()))
-    sums = [
-        functional.cross_entropy(x, pseudo_labels_BHW, ignore_index=IGNORE_ID, reduction="sum")
-        for x in outputs
-    ]
-    return torch.stack(sums).mean() / max(1, labelled)
+    total = functional.nll_loss(
+        log_probabilities_BCHW, pseudo_labels_BHW, ignore_index=IGNORE_ID, reduction="sum"
+    )
+    return total / max(1, labelled)

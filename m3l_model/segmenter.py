@@ -60,12 +60,7 @@ class LinearFusionSegmenter(nn.Module):
         self.metadata: Metadata | None = None
 
     def forward(
-        self,
-        rgb: Tensor,
-        depth: Tensor,
-        missing: Tensor | None = None,
-        depth_valid: Tensor | None = None,
-        detach_fused: bool = False,
+        self, rgb: Tensor, depth: Tensor, missing: Tensor | None = None, depth_valid: Tensor | None = None
     ) -> SegmenterOutput:
         """Segment a batch.
 
@@ -76,7 +71,6 @@ class LinearFusionSegmenter(nn.Module):
                 input holds then has no influence. None: nothing is missing.
             depth_valid: (B, 1, H, W) bool, False in depth holes: a patch without any valid depth gets the mask token.
                 For models trained with it.
-            detach_fused: let the fused output's gradient stop at the branches' logits, as in the reference.
 
         Returns:
             Logits of both branches and their fused mean, each (B, C, H, W).
@@ -86,8 +80,6 @@ class LinearFusionSegmenter(nn.Module):
                 modalities missing.
         """
         logits = self.quarter_logits(rgb, depth, missing, depth_valid)
-        if detach_fused:
-            logits = logits._replace(fused=self._fuse(logits.rgb.detach(), logits.depth.detach()))
         return SegmenterOutput(*(upsample(x, rgb.shape[-2:]) for x in logits))
 
     def quarter_logits(
@@ -102,9 +94,10 @@ class LinearFusionSegmenter(nn.Module):
         maps = self.encoder(images, masked)
         branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
         rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
-        return SegmenterOutput(rgb_logits, depth_logits, self._fuse(rgb_logits, depth_logits))
+        return SegmenterOutput(rgb_logits, depth_logits, self.fuse(rgb_logits, depth_logits))
 
-    def _fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
+    def fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
+        """Give the mean of both branches' logits, weighted by ``softmax(alpha)``."""
         weight = self.alpha.softmax(0)
         return weight[0] * rgb_logits + weight[1] * depth_logits
 

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from m3l_model.checkpoint import from_reference, reference_to_own_name
 from m3l_model.labels import IGNORE_ID
 from m3l_model.learner import Learner, update_teacher
-from m3l_model.losses import ohem
+from m3l_model.losses import supervised_loss
 from m3l_model.preprocessing import Inputs
 from m3l_model.recipe import load_config
 from m3l_model.segmenter import LinearFusionSegmenter
@@ -99,7 +99,7 @@ def test_losses_pixels_and_gradients(expected: Any, reference_weights: Any, gain
     learner = learner_of(reference_weights, gain)
     views = views_of(expected)
     losses = learner.losses(0, views)
-    (losses.supervised + losses.pseudo).backward()
+    losses.total.backward()
     assert losses.supervised.item() == pytest.approx(float(expected[f"{prefix}loss_sup"]), rel=5e-6)
     assert losses.pseudo.item() == pytest.approx(float(expected[f"{prefix}loss_pseudo"]), rel=5e-6)
     assert losses.pseudo_labels is not None
@@ -132,11 +132,11 @@ def test_the_pixels_that_ohem_keeps(expected: Any, reference_weights: Any) -> No
             views.student.inputs.rgb, views.student.inputs.depth, views.student.missing, None
         )
     for index, logits in enumerate(outputs):
-        found = ohem(logits[:4], views.labels, int(expected["ohem_min_kept"]))
+        found = supervised_loss(logits[:4].log_softmax(1), views.labels, int(expected["ohem_min_kept"]))
         assert found.kept == expected["ohem_kept"][index]
         assert found.limit == pytest.approx(expected["ohem_limit"][index], abs=2e-5)
         for row, min_kept in enumerate(expected["sweep_min_kept"].tolist()):
-            loss = ohem(logits[:4], views.labels, min_kept).loss
+            loss = supervised_loss(logits[:4].log_softmax(1), views.labels, min_kept).loss
             assert float(loss) == pytest.approx(expected["sweep_loss_sup"][row, index], rel=5e-6), min_kept
     assert int((views.labels != IGNORE_ID).sum()) == expected["num_valid"]
 
