@@ -29,9 +29,9 @@ def test_ohem_keeps_the_hard_pixels_and_at_least_min_kept(seed: int, min_kept: i
         kept = max(min_kept, int(((-hardest_first).exp() <= threshold).sum()))
     else:
         kept = len(hardest_first)
-    torch.testing.assert_close(
-        supervised_loss(logits.log_softmax(1), labels, min_kept, threshold).loss, hardest_first[:kept].mean()
-    )
+    found = supervised_loss(logits.log_softmax(1), labels, min_kept, threshold)
+    assert found.kept == kept
+    torch.testing.assert_close(found.loss, hardest_first[:kept].mean())
 
 
 def test_a_batch_without_labels_has_loss_0_and_finite_gradients() -> None:
