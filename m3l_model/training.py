@@ -137,7 +137,7 @@ def train(
     intervals = intervals or Intervals()
     if out.exists() and not resume and is_first_process():
         raise M3LError(f"{out} exists already; choose another --out, remove it, or go on in it with --resume")
-    if config.mean_teacher and not len(frames.unlabelled) and config.pseudo_frames == "unlabelled":
+    if config.mean_teacher and not len(frames.unlabelled):
         raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
     fabric = machine.fabric()
     workers = default_workers() if machine.workers is None else machine.workers
