@@ -98,11 +98,11 @@ class Learner:
         self._optimizer.step()
         if self.teacher:
             update_teacher(self.teacher, self.network, step, self.config.ema_decay)
-        share = 0.0
+        share = torch.zeros_like(losses.pseudo)
         if losses.pseudo_labels is not None:
-            share = float((losses.pseudo_labels != IGNORE_ID).float().mean())
-        sums = ranks.total(torch.stack((losses.supervised, losses.pseudo)).double()).tolist()
-        return StepResult(step, sums[0], sums[1], share, rate)
+            share = (losses.pseudo_labels != IGNORE_ID).to(share.dtype).mean() / ranks.count()
+        sums = ranks.total(torch.stack((losses.supervised, losses.pseudo, share)).double()).tolist()
+        return StepResult(step, *sums, rate)
 
     def losses(self, step: int, views: Views) -> Losses:
         """Compute a step's losses: the student's outputs against labels, and against what the teacher says."""
