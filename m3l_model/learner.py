@@ -102,7 +102,7 @@ class Learner:
         if losses.pseudo_labels is not None:
             share = (losses.pseudo_labels != IGNORE_ID).to(share.dtype).mean() / ranks.count()
         sums = ranks.total(torch.stack((losses.supervised, losses.pseudo, share)).double()).tolist()
-        return StepResult(step, *sums, rate)
+        return StepResult(step, sums[0], sums[1], sums[2], rate)
 
     def losses(self, step: int, views: Views) -> Losses:
         """Compute a step's losses: the student's outputs against labels, and against what the teacher says."""
