@@ -57,7 +57,16 @@ setup(
     install_requires=["numpy>=1.26", "PyYAML", "safetensors", "torch>=2.4"],
     extras_require={
         "ros": ROS + IMAGES,
-        "train": [*IMAGES, "Jinja2", "matplotlib>=3.6", "Pillow>=9.0", "tqdm"],
+        "train": [
+            *IMAGES,
+            "Jinja2",
+            "lightning-fabric>=2.4",
+            "matplotlib>=3.6",
+            "Pillow>=9.0",
+            "tensorboard>=2.14",
+            "tqdm",
+        ],
+        "hub": ["huggingface-hub>=0.24"],
         "onnx": ONNX,
         "test": TEST,
         "dev": [

@@ -210,7 +210,7 @@ def _load_reference(
     import torch
 
     assert folder is not None
-    network_class = _import_reference(folder).LinearFusionMaskedConsistencyMixBatch
+    network_class = import_reference(folder).LinearFusionMaskedConsistencyMixBatch
 
     def prepare() -> Callable[[], object]:
         config = SimpleNamespace(ratio=0.8, masking_ratio=1.0)
@@ -222,7 +222,7 @@ def _load_reference(
     return prepare
 
 
-def _import_reference(folder: Path) -> ModuleType:
+def import_reference(folder: Path) -> ModuleType:
     """Import its network; the four names it takes from timm and mmcv are given where those are not installed."""
     import importlib
     import warnings

@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from m3l_model.draws import Purpose, StepDraws
+from m3l_model.labels import IGNORE_ID
+
+REFERENCE_SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
+"""Magnifications the reference implementation draws from."""
+
 
 class Batch(NamedTuple):
     """Frames before normalisation.
@@ -25,65 +31,109 @@ class Batch(NamedTuple):
     labels: Tensor
     missing: Tensor
 
+    def repeated(self, copied: int) -> Batch:
+        """Give the batch with a second copy of its first samples, right behind them."""
+        return Batch(*(torch.cat((column[:copied], column)) for column in self))
 
-def weak(batch: Batch, crop: float, scales: tuple[float, float], generator: torch.Generator) -> Batch:
+
+def weak(batch: Batch, crop: float, scales: tuple[float, float], draws: StepDraws) -> Batch:
     """Flip half of the samples, scale each and cut a random window from it.
 
     Args:
         batch: frames of (H, W).
         crop: height and width of the window as a share of H and W.
         scales: least and greatest magnification; a window never reaches beyond the frame.
-        generator: source of the draws.
+        draws: source of the draws.
 
     Returns:
         Frames of (crop·H, crop·W), rounded.
     """
-    count = len(batch.rgb)
     low, high = scales
-    zoom = ((low + (high - low) * torch.rand(count, generator=generator)) / crop).clamp(min=1)
-    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - 1 / zoom)[:, None]
-    affine = torch.zeros(count, 2, 3)
-    affine[:, 0, 0] = flip / zoom
-    affine[:, 1, 1] = 1 / zoom
-    affine[:, :, 2] = shift
+    uniform = draws.uniform(Purpose.WEAK, 4)
+    zoom = ((low + (high - low) * uniform[:, 0]) / crop).clamp(min=1)
     height, width = (round(crop * side) for side in batch.depth_m.shape[1:])
-    grid = functional.affine_grid(affine, [count, 1, height, width], align_corners=False)
+    place = (2 * uniform[:, 2:] - 1) * (1 - 1 / zoom)[:, None]
+    return _windows(batch, torch.stack((1 / zoom, 1 / zoom), 1), place, uniform[:, 1], (height, width))
+
+
+def reference_weak(batch: Batch, pixels: int, draws: StepDraws) -> Batch:
+    """Do as the reference implementation: flip half of the samples, scale each, cut a square of ``pixels`` at random.
+
+    What a window has beyond the frame is 0 in colour and depth, and has no label.
+
+    Args:
+        batch: frames of (H, W).
+        pixels: side of the square.
+        draws: source of the draws.
+    """
+    uniform = draws.uniform(Purpose.WEAK, 4)
+    scales = torch.tensor(REFERENCE_SCALES, dtype=torch.float32)[
+        (uniform[:, 0] * len(REFERENCE_SCALES)).long()
+    ]
+    sides = (
+        torch.tensor(batch.depth_m.shape[:0:-1])[None] * scales[:, None]
+    )  # width, height of the scaled frame
+    extent = pixels / sides
+    place = torch.where(extent < 1, (2 * uniform[:, 2:] - 1) * (1 - extent), extent - 1)
+    return _windows(batch, extent, place, uniform[:, 1], (pixels, pixels))
+
+
+def _windows(batch: Batch, extent: Tensor, place: Tensor, flip: Tensor, size: tuple[int, int]) -> Batch:
+    """Cut a window from each sample and scale it to ``size``.
+
+    Args:
+        batch: the samples.
+        extent: (B, 2) width and height of the windows as a share of the frame's.
+        place: (B, 2) their middles, x and y, -1 to 1 across the frame.
+        flip: (B,) below a half where the window is mirrored.
+        size: height and width of the result.
+    """
+    affine = torch.zeros(len(extent), 2, 3, dtype=extent.dtype)
+    affine[:, 0, 0] = torch.where(flip < 0.5, -extent[:, 0], extent[:, 0])
+    affine[:, 1, 1] = extent[:, 1]
+    affine[:, :, 2] = place
+    grid = functional.affine_grid(affine.to(batch.rgb.device), [len(extent), 1, *size], align_corners=False)
+    padded = bool((extent > 1).any())
+    padding = "zeros" if padded else "border"
 
     def sample(x_BCHW: Tensor, mode: str) -> Tensor:
-        return functional.grid_sample(x_BCHW, grid, mode=mode, padding_mode="border", align_corners=False)
+        return functional.grid_sample(x_BCHW, grid, mode=mode, padding_mode=padding, align_corners=False)
 
     rgb = sample(batch.rgb.permute(0, 3, 1, 2), "bilinear").permute(0, 2, 3, 1)
-    planes = sample(torch.stack((batch.depth_m, batch.labels.float()), 1), "nearest")
-    return Batch(rgb, planes[:, 0], planes[:, 1].long(), batch.missing)
+    planes = sample(torch.stack((batch.depth_m, batch.labels.float() - IGNORE_ID), 1), "nearest")
+    return Batch(rgb, planes[:, 0], planes[:, 1].round().long() + IGNORE_ID, batch.missing)
 
 
-def strong(batch: Batch, generator: torch.Generator) -> Batch:
+def strong(batch: Batch, draws: StepDraws) -> Batch:
     """Disturb appearance: light, contrast, tint and grain of colour; scale, noise and rectangular holes of depth."""
-    count, height, width = batch.depth_m.shape
+    height, width = batch.depth_m.shape[1:]
+    device = batch.rgb.device
+    uniform = draws.uniform(Purpose.STRONG, 14).to(device)
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+    def between(low: float, high: float, column: int, count: int = 1) -> Tensor:
+        return (low + (high - low) * uniform[:, column : column + count])[:, None, None]
 
     mean = batch.rgb.mean((1, 2, 3), keepdim=True)
     gray = batch.rgb.mean(3, keepdim=True)
-    rgb = gray + (batch.rgb - gray) * uniform(0.4, 1.6, 1, 1, 1)
-    rgb = (rgb - mean) * uniform(0.6, 1.4, 1, 1, 1) + mean * uniform(0.6, 1.4, 1, 1, 1)
-    rgb = rgb * uniform(0.85, 1.15, 1, 1, 3)
-    rgb = rgb + torch.randn(rgb.shape, generator=generator) * uniform(0, 8, 1, 1, 1)
+    rgb = gray + (batch.rgb - gray) * between(0.4, 1.6, 0)
+    rgb = (rgb - mean) * between(0.6, 1.4, 1) + mean * between(0.6, 1.4, 2)
+    rgb = rgb * between(0.85, 1.15, 3, 3)
+    noise = draws.normal(Purpose.COLOUR_NOISE, (height, width, 3), device)
+    rgb = rgb + noise * between(0, 8, 6)
 
-    depth = batch.depth_m * uniform(0.95, 1.05, 1, 1)
-    depth = depth * (1 + torch.randn(depth.shape, generator=generator) * uniform(0, 0.01, 1, 1))
-    depth = depth * (batch.depth_m > 0) * ~_rectangles(count, height, width, generator)
+    depth = batch.depth_m * between(0.95, 1.05, 7)[..., 0]
+    noise = draws.normal(Purpose.DEPTH_NOISE, (height, width), device)
+    depth = depth * (1 + noise * between(0, 0.01, 8)[..., 0])
+    depth = depth * (batch.depth_m > 0) * ~_rectangles(height, width, uniform[:, 9:])
     return batch._replace(rgb=rgb.clamp(0, 255), depth_m=depth)
 
 
-def _rectangles(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def _rectangles(height: int, width: int, uniform_B5: Tensor) -> Tensor:
     """One random rectangle a sample, up to a third of each side, in half of the samples: (B, H, W) bool."""
-    extent = torch.rand(count, 2, generator=generator) / 3 * (torch.rand(count, 1, generator=generator) < 0.5)
-    start = torch.rand(count, 2, generator=generator) * (1 - extent)
-    rows = torch.arange(height)[None] / height
-    columns = torch.arange(width)[None] / width
+    extent = uniform_B5[:, :2] / 3 * (uniform_B5[:, 4:] < 0.5)
+    start = uniform_B5[:, 2:4] * (1 - extent)
+    rows = torch.arange(height, device=extent.device)[None] / height
+    columns = torch.arange(width, device=extent.device)[None] / width
     in_rows = (rows >= start[:, :1]) & (rows < (start + extent)[:, :1])
     in_columns = (columns >= start[:, 1:]) & (columns < (start + extent)[:, 1:])
     return in_rows[:, :, None] & in_columns[:, None]

@@ -6,8 +6,10 @@ Nothing is ever unpickled beyond tensors and plain containers: reference files a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import pickle
 import re
 import zipfile
@@ -87,14 +89,50 @@ def save_checkpoint(
         "labels": labels.to_json(),
         "preprocessing": json.dumps(asdict(preprocessing)),
     }
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    write_tensors(path, model.state_dict(), header)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all: what was there stays until the new file is on the disk.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=header)
+        save_file(contiguous, partial, metadata=header)
+        _flush(partial)
         partial.replace(path)
+        _flush(path.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {_line(error)}") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors and its header.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file, or a folder's entries, before anything else is done."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_metadata(path: str | Path) -> Metadata | None:
@@ -211,12 +249,7 @@ def _load_own(path: Path) -> LinearFusionSegmenter:
         model = LinearFusionSegmenter(header.backbone, header.num_classes, header.fusion_ratio)
     except (ValueError, M3LError) as error:
         raise _damaged(path, error) from error
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    _load_weights(model, tensors, path)
+    _load_weights(model, read_tensors(path)[0], path)
     model.metadata = header.metadata
     return model
 

@@ -33,6 +33,10 @@ _REMEDIES = {
         ("apsw", "backports", "lz4"), "pip install 'm3l_ros[train]', or on a robot pip install rosbags"
     ),
     "cv2": "pip install 'm3l_ros[train]', or on a robot apt install python3-opencv",
+    **dict.fromkeys(
+        ("lightning_fabric", "tensorboard"),
+        "pip install 'm3l_ros[train]', or on a robot pip install lightning-fabric tensorboard",
+    ),
     "matplotlib": "pip install 'm3l_ros[train]', or on a robot apt install python3-matplotlib",
     "onnx": "pip install 'm3l_ros[onnx]'",
     "onnxruntime": "pip install 'm3l_ros[onnx]'",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from m3l_model.bag_dataset import RgbdBagDataset, Sample
 from m3l_model.bag_storage import Allocate, new_memory
+from m3l_model.draws import Purpose, entropy
 from m3l_model.errors import M3LError
 from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, to_metres
+from m3l_model.recipe import StepFrames
 from m3l_model.shared_batches import ReadableDataset, SharedCollate
 
 MOST_WORKERS = 4
@@ -78,15 +81,8 @@ class ToNetworkSize:
         return f"{self._paths[sample.bag]} at {sample.stamp_ns}, {_by(sample.rgb.shape)}"
 
 
-class StepFrames(NamedTuple):
-    """How many frames a training step takes."""
-
-    labelled: int
-    unlabelled: int
-
-
 class StepSampler(Sampler[list[int]]):
-    """For each step of a run the positions of its labelled frames, then of its unlabelled ones.
+    """For each step of a run the positions of this process's frames, kind by kind as ``StepFrames`` has them.
 
     Every position comes once before any comes again; which comes when is decided by the seed alone.
 
@@ -94,6 +90,8 @@ class StepSampler(Sampler[list[int]]):
         labelled, unlabelled: positions in the data set.
         steps: of the run.
         seed: of the order.
+        start: first step to give.
+        rank, ranks: which of how many processes this is; each gets its share of every step.
 
     Raises:
         ValueError: a step takes frames of which there are none.
@@ -105,23 +103,37 @@ class StepSampler(Sampler[list[int]]):
         unlabelled: Sequence[int] | npt.NDArray[np.intp],
         steps: Sequence[StepFrames],
         seed: int,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self._positions = (np.asarray(labelled, np.intp), np.asarray(unlabelled, np.intp))
-        for positions, counts in zip(self._positions, zip(*steps, strict=True), strict=True):
-            if any(counts) and not len(positions):
+        self._labelled = _Shuffled(np.asarray(labelled, np.intp), seed, Purpose.LABELLED_ORDER)
+        self._unlabelled = _Shuffled(np.asarray(unlabelled, np.intp), seed, Purpose.UNLABELLED_ORDER)
+        takes = [(step.labelled + step.second, step.unlabelled) for step in steps]
+        for stream, counts in zip((self._labelled, self._unlabelled), zip(*takes, strict=True), strict=True):
+            if any(counts) and not len(stream):
                 raise ValueError("a step takes frames of a kind of which there are none")
         self._steps = steps
-        self._seed = seed
+        self._start = start
+        self._rank = (rank, ranks)
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) - self._start
 
     def __iter__(self) -> Iterator[list[int]]:
-        streams = [
-            _shuffled(positions, self._seed, number) for number, positions in enumerate(self._positions)
-        ]
-        for step in self._steps:
-            yield [next(stream) for stream, count in zip(streams, step, strict=True) for _ in range(count)]
+        labelled = unlabelled = 0
+        for number, step in enumerate(self._steps):
+            if number >= self._start:
+                first, second, third = step.of_rank(*self._rank)
+                yield [
+                    *(self._labelled[labelled + sample] for sample in (*first, *second)),
+                    *(
+                        self._unlabelled[unlabelled + sample - step.labelled - step.second]
+                        for sample in third
+                    ),
+                ]
+            labelled += step.labelled + step.second
+            unlabelled += step.unlabelled
 
     @property
     def batch_size(self) -> int:
@@ -131,7 +143,7 @@ class StepSampler(Sampler[list[int]]):
     @property
     def example(self) -> int:
         """A position that is among those sampled."""
-        return int(self._positions[0][0])
+        return self._labelled[0]
 
 
 def read_batches(dataset: ReadableDataset, sampler: StepSampler, workers: int) -> Iterator[NetworkFrame]:
@@ -179,11 +191,24 @@ class _Example(NamedTuple):
         return self.dataset.read(self.position, allocate)
 
 
-def _shuffled(positions: npt.NDArray[np.intp], seed: int, stream: int) -> Iterator[int]:
-    """Yield positions for ever, each once before any comes again."""
-    generator = np.random.default_rng((seed % (1 << 64), stream))
-    while True:
-        yield from generator.permutation(positions).tolist()
+class _Shuffled:
+    """Positions for ever, each once before any comes again, the n-th found without those before it."""
+
+    def __init__(self, positions: npt.NDArray[np.intp], seed: int, purpose: Purpose) -> None:
+        self._positions = positions
+        self._seed = (seed, purpose)
+        self._round = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, number: int) -> int:
+        turn, place = divmod(number, len(self._positions))
+        return int(self._round(turn)[place])
+
+    def _shuffle(self, turn: int) -> npt.NDArray[np.intp]:
+        generator = np.random.default_rng(entropy(*self._seed, turn))
+        return generator.permutation(self._positions)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -94,8 +94,12 @@ class LinearFusionSegmenter(nn.Module):
         maps = self.encoder(images, masked)
         branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
         rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
+        return SegmenterOutput(rgb_logits, depth_logits, self.fuse(rgb_logits, depth_logits))
+
+    def fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
+        """Give the mean of both branches' logits, weighted by ``softmax(alpha)``."""
         weight = self.alpha.softmax(0)
-        return SegmenterOutput(rgb_logits, depth_logits, weight[0] * rgb_logits + weight[1] * depth_logits)
+        return weight[0] * rgb_logits + weight[1] * depth_logits
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -1,301 +1,104 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train Linear Fusion from few labelled and many unlabelled frames: M3L (arXiv 2304.10756, section 3.2).
+"""Train Linear Fusion from few labelled and many unlabelled frames: M3L (arXiv 2304.10756) and its rivals.
 
-One loop; a recipe says whether the student loses modalities and whether a mean teacher labels what has no labels.
+One loop for every recipe, on one device or many; it can be killed at any moment and goes on to the same result.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any
 
+import numpy as np
 import torch
-import yaml
-from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from m3l_model import augment
-from m3l_model.augment import Batch
+from m3l_model import ranks
 from m3l_model.checkpoint import Metadata, save_checkpoint
-from m3l_model.data import NetworkFrame, StepFrames, StepSampler, default_workers, read_batches
+from m3l_model.data import NetworkFrame, StepSampler, default_workers, read_batches
+from m3l_model.draws import StepDraws
 from m3l_model.errors import M3LError
-from m3l_model.labels import IGNORE_ID, LabelSet
-from m3l_model.losses import pseudo_loss, supervised_loss
-from m3l_model.mit import BACKBONES, ModalityLayerNorm
+from m3l_model.labels import LabelSet
+from m3l_model.learner import Learner, StepResult
 from m3l_model.predictor import choose_device
-from m3l_model.preprocessing import Inputs, Preprocessing
-from m3l_model.resources import share_path
-from m3l_model.segmenter import MIN_SIZE, LinearFusionSegmenter, SegmenterOutput
+from m3l_model.pretrained import load_imagenet
+from m3l_model.recipe import TrainConfig
+from m3l_model.run_log import RunLog
+from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, load_state, save_state
+from m3l_model.segmenter import LinearFusionSegmenter
+from m3l_model.stop_signals import StopSignals
 from m3l_model.training_frames import TrainingFrames
+from m3l_model.training_memory import check_memory, step_bytes
+from m3l_model.validation import panels, validate
+from m3l_model.views import make_views
 
-OHEM_SHARE = 0.08
-"""Share of a labelled batch's pixels that OHEM keeps at least."""
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+CHECKPOINT_FILE = "checkpoint.safetensors"
+BEST_FILE = "best.safetensors"
+MIOU = ("both", "rgb_only", "depth_only", "robust")
+_PANELS = 3
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A recipe, as written in config/train/NAME.yaml.
+class Machine:
+    """Where a run computes; its result does not depend on ``workers``, nor, but for rounding, on ``devices``.
 
     Attributes:
-        modality_dropout: the student sees one labelled batch whole, and a second one and the unlabelled batch with RGB,
-            depth or nothing missing, a third each.
-        mean_teacher: an exponential moving average of the student labels the whole frames for the student that sees
-            less; the teacher is the model that is kept.
-        backbone: ``mit_b0`` to ``mit_b5``.
-        fusion_ratio: r of Linear Fusion.
-        short_side: shorter side of the network's input, in pixels.
-        depth_range: metres mapped to the input's range.
-        mask_holes: patches without valid depth get the mask token.
-        steps: optimiser steps.
-        labelled_batch: labelled frames a step.
-        unlabelled_batch: unlabelled frames a step (with a mean teacher).
-        learning_rate: peak, reached after ``warmup_steps``, then decayed polynomially (power 0.9).
-        weight_decay: of AdamW; norms and biases have none.
-        warmup_steps: linear rise of the learning rate.
-        pseudo_weight: final weight of the pseudo-label loss.
-        pseudo_start: steps before that loss begins to rise from zero; until then unlabelled frames are left out.
-        pseudo_ramp: steps it takes to rise.
-        pseudo_threshold: teacher probability below which a pixel gets no pseudo label.
-        ema_decay: of the teacher; the running mean starts short and never exceeds it.
-        crop: sides of the windows trained on, as a share of the frame's.
-        scales: least and greatest magnification of a frame before its window is cut.
+        device: as for ``Predictor``; with several devices only its kind.
+        devices: processes on this machine, one for each device; under torchrun it says how many.
+        nodes: machines; likewise.
+        precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
+        workers: processes that read the bags, for each device; None chooses by the cores.
     """
 
-    modality_dropout: bool
-    mean_teacher: bool
-    backbone: str = "mit_b0"
-    fusion_ratio: float = 0.8
-    short_side: int = 96
-    depth_range: tuple[float, float] = (0.0, 10.0)
-    mask_holes: bool = True
-    steps: int = 1000
-    labelled_batch: int = 4
-    unlabelled_batch: int = 4
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 30
-    pseudo_weight: float = 1.0
-    pseudo_start: int = 0
-    pseudo_ramp: int = 1
-    pseudo_threshold: float = 0.0
-    ema_decay: float = 0.99
-    crop: float = 2 / 3
-    scales: tuple[float, float] = (0.75, 1.5)
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: str = "32"
+    workers: int | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("depth_range", "scales"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("steps", "labelled_batch", "unlabelled_batch", "pseudo_ramp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"backbone {self.backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        for name in ("fusion_ratio", "ema_decay", "pseudo_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
-        if not 0 < self.scales[0] <= self.scales[1]:
-            raise ValueError(f"scales {list(self.scales)} must be two rising magnifications")
-        if not 0 < self.crop <= 1 or round(self.crop * self.short_side) < MIN_SIZE:
-            raise ValueError(
-                f"crop {self.crop} of short_side {self.short_side}: windows need {MIN_SIZE} pixels"
-            )
+    def fabric(self) -> Fabric:
+        """Set up the processes, of which all but the first are yet to be started.
 
-    def preprocessing(self) -> Preprocessing:
-        """Give what is done to images before this recipe's network."""
-        return Preprocessing(self.short_side, "metric", self.depth_range, self.mask_holes)
-
-    def pseudo_weight_at(self, step: int) -> float:
-        """Give the weight of the pseudo-label loss in a step."""
-        if not self.mean_teacher:
-            return 0.0
-        risen = (step + 1 - self.pseudo_start) / self.pseudo_ramp
-        return self.pseudo_weight * min(1.0, max(0.0, risen))
-
-    def step_frames(self, step: int) -> StepFrames:
-        """Give the number of frames of a step: two labelled batches where the student loses modalities in one."""
-        labelled = self.labelled_batch * (2 if self.modality_dropout else 1)
-        return StepFrames(labelled, self.unlabelled_batch if self.pseudo_weight_at(step) > 0 else 0)
-
-
-def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
-    """Read a recipe by name (config/train/NAME.yaml) or path.
-
-    Args:
-        name_or_path: ``m3l``, ``supervised``, or a YAML file.
-        overrides: fields to replace.
-
-    Raises:
-        M3LError: no such recipe, or a field that is unknown or out of range.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = share_path(f"config/train/{name_or_path}.yaml")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise M3LError(f"{path}: cannot read the recipe: {' '.join(str(error).split())}") from error
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if not isinstance(fields, dict) or fields.keys() - known:
-        unknown = ", ".join(sorted(fields.keys() - known)) if isinstance(fields, dict) else "no mapping"
-        raise M3LError(f"{path}: unknown recipe fields ({unknown}); known are {', '.join(sorted(known))}")
-    for name, value in fields.items():
-        if not _fits(value, get_type_hints(TrainConfig)[name]):
-            raise M3LError(f"{path}: {name} cannot be {value!r} (YAML takes 2e-3 for text; write 0.002)")
-    try:
-        config = TrainConfig(**{**fields, **overrides})
-        config.preprocessing()
-    except (TypeError, ValueError) as error:
-        raise M3LError(f"{path}: {error}") from error
-    return config
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value read from YAML is of a field's type; a whole number also serves as a float."""
-    if get_origin(hint) is tuple:
-        parts = get_args(hint)
-        return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-class StepResult(NamedTuple):
-    """Losses of one step; ``loss_pseudo`` is 0 without a teacher, ``pseudo_share`` the share of pixels it labelled."""
-
-    step: int
-    loss_supervised: float
-    loss_pseudo: float
-    pseudo_share: float
-    learning_rate: float
-
-
-class Trainer:
-    """One training run in memory: networks, optimiser and the M3L step.
-
-    Args:
-        config: the recipe.
-        labels: class names and colours, kept in the model's metadata.
-        seed: decides initial weights, augmentation and masks.
-        device: where the networks run.
-    """
-
-    def __init__(self, config: TrainConfig, labels: LabelSet, seed: int, device: torch.device) -> None:
-        torch.manual_seed(seed)
-        self.config = config
-        self.preprocessing = config.preprocessing()
-        self.student = LinearFusionSegmenter(config.backbone, len(labels.classes), config.fusion_ratio).to(
-            device
-        )
-        self.student.metadata = Metadata(labels, self.preprocessing)
-        self.teacher = (
-            copy.deepcopy(self.student).eval().requires_grad_(False) if config.mean_teacher else None
-        )
-        self._device = device
-        self._generator = torch.Generator().manual_seed(seed)
-        self._optimizer = AdamW(_parameter_groups(self.student, config.weight_decay), config.learning_rate)
-        self._schedule = LambdaLR(self._optimizer, lambda step: _learning_rate_factor(step, config))
-
-    @property
-    def model(self) -> LinearFusionSegmenter:
-        """The network to keep: the teacher where there is one."""
-        return self.teacher or self.student
-
-    def run(self, batches: Iterable[NetworkFrame]) -> Iterator[StepResult]:
-        """Train, yielding after every step.
-
-        Args:
-            batches: for each step of the recipe its frames, as many as ``TrainConfig.step_frames`` says: the labelled
-                ones, then those of which no label is used.
+        Raises:
+            M3LError: a device is not there, or no such precision.
         """
-        for step, frames in enumerate(batches):
-            yield self._step(step, frames)
-
-    def _step(self, step: int, frames: NetworkFrame) -> StepResult:
-        """Do one step: student on masked, disturbed frames, teacher on whole ones (the paper's figure 3).
-
-        Unlike the paper's, the second labelled batch is another draw, and pseudo labels serve unlabelled frames only.
-        """
-        config = self.config
-        batch = augment.weak(_to_batch(frames), config.crop, config.scales, self._generator)
-        missing = batch.missing
-        if config.modality_dropout:
-            missing = draw_missing(missing, config.labelled_batch, self._generator)
-
-        self.student.train()
-        outputs = self._forward(self.student, augment.strong(batch, self._generator), missing)
-        count = config.step_frames(step).labelled
-        labels = batch.labels[:count].to(self._device)
-        min_kept = int(OHEM_SHARE * labels[: config.labelled_batch].numel())
-        loss_supervised = supervised_loss(_select(outputs, slice(count)), labels, min_kept)
-        loss_pseudo = torch.zeros((), device=self._device)
-        pseudo_share = 0.0
-        if len(missing) > count:
-            pseudo = self._pseudo_labels(Batch(*(column[count:] for column in batch)))
-            loss_pseudo = pseudo_loss(_select(outputs, slice(count, None)), pseudo)
-            pseudo_share = float((pseudo != IGNORE_ID).float().mean())
-
-        self._optimizer.zero_grad()
-        (loss_supervised + config.pseudo_weight_at(step) * loss_pseudo).backward()
-        self._optimizer.step()
-        learning_rate = float(self._schedule.get_last_lr()[0])
-        self._schedule.step()
-        if self.teacher:
-            update_teacher(self.teacher, self.student, step, config.ema_decay)
-        return StepResult(step, loss_supervised.item(), loss_pseudo.item(), pseudo_share, learning_rate)
-
-    def _forward(self, model: LinearFusionSegmenter, batch: Batch, missing: Tensor) -> SegmenterOutput:
-        inputs: Inputs = self.preprocessing.encode(batch.rgb.to(self._device), batch.depth_m.to(self._device))
-        outputs: SegmenterOutput = model(
-            inputs.rgb, inputs.depth, missing.to(self._device), inputs.depth_valid
+        if self.precision not in PRECISIONS:
+            raise M3LError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        chosen = choose_device(self.device)
+        if chosen.type == "cuda" and self.devices > torch.cuda.device_count():
+            raise M3LError(f"--devices {self.devices}: torch sees {torch.cuda.device_count()} GPUs")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+        nodes = int(os.environ.get("WORLD_SIZE", local * self.nodes)) // local
+        one = local * nodes == 1
+        warnings.filterwarnings(
+            "ignore", "Grad strides do not match bucket view strides"
+        )  # a depth-wise kernel's
+        devices: Any = [chosen.index] if one and chosen.index is not None else local
+        return Fabric(
+            accelerator=chosen.type,
+            devices=devices,
+            num_nodes=nodes,
+            strategy="auto" if one else "ddp",
+            precision=self.precision,  # type: ignore[arg-type]
         )
-        return outputs
-
-    @torch.no_grad()
-    def _pseudo_labels(self, batch: Batch) -> Tensor:
-        """Let the teacher label whole frames: (B, H, W) int64, ``IGNORE_ID`` where it is not sure enough."""
-        assert self.teacher is not None
-        confidence, labels = self._forward(self.teacher, batch, batch.missing).fused.softmax(1).max(1)
-        return torch.where(confidence >= self.config.pseudo_threshold, labels, IGNORE_ID)
 
 
-def draw_missing(recorded: Tensor, whole: int, generator: torch.Generator) -> Tensor:
-    """Draw which modality each sample loses: RGB, depth or nothing, a third each; the first ``whole`` samples nothing.
+@dataclass(frozen=True)
+class Intervals:
+    """Every how many steps a run writes its state, and validates and draws panels; 0: at its end only."""
 
-    Args:
-        recorded: (B, 2) bool, what the recording itself lacks; such a sample loses nothing more.
-        whole: number of samples left as recorded.
-        generator: source of the draws.
-
-    Returns:
-        (B, 2) bool; never both modalities of a sample.
-    """
-    draws = torch.randint(3, (len(recorded),), generator=generator)
-    drawn = torch.stack((draws == 0, draws == 1), dim=1)
-    drawn[:whole] = False
-    return torch.where(recorded.any(1, keepdim=True), recorded, drawn)
-
-
-@torch.no_grad()
-def update_teacher(
-    teacher: LinearFusionSegmenter, student: LinearFusionSegmenter, step: int, decay: float
-) -> None:
-    """Move the teacher's parameters towards the student's by ``1 - min(1 - 1/(step+1), decay)``; buffers likewise."""
-    keep = min(1 - 1 / (step + 1), decay)
-    own, other = teacher.state_dict(), student.state_dict()
-    for name, tensor in own.items():
-        if tensor.is_floating_point():
-            tensor.lerp_(other[name], 1 - keep)
-        else:
-            tensor.copy_(other[name])
+    state: int = 500
+    validation: int = 500
 
 
 def train(
@@ -303,89 +106,259 @@ def train(
     frames: TrainingFrames,
     out: Path,
     seed: int,
-    device: str = "auto",
-    workers: int | None = None,
+    machine: Machine | None = None,
+    intervals: Intervals | None = None,
+    pretrained: str | None = None,
+    resume: bool = False,
     notes: Mapping[str, Any] | None = None,
-) -> Path:
+) -> Path | None:
     """Train from bags, with a progress bar, and keep the result.
 
     Args:
         config: the recipe.
         frames: which frames of which bags.
-        out: folder to create; gets ``checkpoint.safetensors`` and ``run.json`` (recipe, bags, seed, losses), or, where
-            training ends early, ``interrupted.safetensors``.
+        out: folder to create; gets ``checkpoint.safetensors``, where frames validate also ``best.safetensors``,
+            ``state.safetensors`` to go on from, ``run.json`` (recipe, bags, seed), and logs.
         seed: of everything drawn at random.
-        device: as for ``Predictor``.
-        workers: processes that read the bags; None chooses by the cores. The result does not depend on it.
+        machine: where to compute.
+        intervals: of states and validations.
+        pretrained: ImageNet weights to start from, as for ``load_imagenet``.
+        resume: go on in ``out`` from its state, or, where there is none yet, from the start.
         notes: what else is to be kept in ``run.json``, in plain types.
 
     Returns:
-        The checkpoint's path.
+        The checkpoint's path; None where SIGTERM or SIGINT ended the run early, with its state written.
 
     Raises:
-        M3LError: the folder exists, or a bag, label or device cannot be used.
+        M3LError: the folder exists, a bag, label, device or weights cannot be used, there is not enough memory, or the
+            state is of another run.
     """
-    if out.exists():
-        raise M3LError(f"{out} exists already; choose another --out or remove it")
+    machine = machine or Machine()
+    intervals = intervals or Intervals()
+    if out.exists() and not resume and is_first_process():
+        raise M3LError(f"{out} exists already; choose another --out, remove it, or go on in it with --resume")
     if config.mean_teacher and not len(frames.unlabelled):
         raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
-    chosen = choose_device(device)
-    workers = default_workers() if workers is None else workers
-    frames.check_labels(workers)
+    fabric = machine.fabric()
+    workers = default_workers() if machine.workers is None else machine.workers
+    _check_shares(config, fabric.world_size)
+    if is_first_process():
+        frames.check_labels(workers)
+        frames.check_overlap()
+    at_network_size = frames.at_network_size(config.preprocessing())
+    height, width = at_network_size[int(frames.labelled[0])].depth_m.shape
+    network = new_network(config, frames.label_set, seed, pretrained)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    window = config.window(height, width)
+    needed = step_bytes(config, network.num_classes, parameters, window) // fabric.world_size
+    check_memory(needed, config, choose_device(machine.device))
+    fabric.launch()
+
+    learner = Learner(config, network, fabric)
+    identity = RunIdentity(config, seed, frames.label_set.classes, frames.digest(), pretrained)
+    progress = Progress()
+    if (out / STATE_FILE).is_file():
+        progress = load_state(out, learner, identity)
+    fabric.barrier()
+    run = _Run(learner, frames, out, identity, intervals, fabric.is_global_zero)
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        run.write_facts(
+            {"workers": workers, **dataclasses.asdict(machine), "device": str(fabric.device)}, notes
+        )
     steps = [config.step_frames(step) for step in range(config.steps)]
-    sampler = StepSampler(frames.labelled, frames.unlabelled, steps, seed)
-    batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, workers)
-    trainer = Trainer(config, frames.label_set, seed, chosen)
-    out.mkdir(parents=True)
-    log: list[StepResult] = []
-    try:
-        with tqdm(
-            trainer.run(batches), total=config.steps, desc=f"train {out.name}", mininterval=1
-        ) as progress:
-            for result in progress:
-                log.append(result)
-                progress.set_postfix(
-                    supervised=f"{result.loss_supervised:.3f}",
-                    pseudo=f"{result.loss_pseudo:.3f}",
-                    refresh=False,
-                )
-    except BaseException:
-        save_checkpoint(out / "interrupted.safetensors", trainer.model)
-        raise
-    checkpoint = out / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, trainer.model)
-    facts = {
-        "bags": [str(bag.index.path) for bag in frames.dataset.bags],
-        "label_set": frames.label_set.name,
-        "label_files": None if frames.label_files is None else str(frames.label_files.path),
-        "labelled_frames": len(frames.labelled),
-        "unlabelled_frames": len(frames.unlabelled),
-        **(notes or {}),
-        "seed": seed,
-        "device": str(chosen),
-        "workers": workers,
-        "torch": torch.__version__,
-        "config": dataclasses.asdict(config),
-        "log": [result._asdict() for result in log],
-    }
-    (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return checkpoint
+    sampler = StepSampler(
+        frames.labelled,
+        frames.unlabelled,
+        steps,
+        seed,
+        progress.steps,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+    batches = read_batches(at_network_size, sampler, workers)
+    progress = run.go(learn(learner, batches, seed, progress.steps, fabric), progress)
+    if progress.steps < config.steps:
+        return None
+    if fabric.is_global_zero:
+        save_checkpoint(out / CHECKPOINT_FILE, learner.model)
+    fabric.barrier()
+    return out / CHECKPOINT_FILE
 
 
-def _select(outputs: SegmenterOutput, samples: slice) -> SegmenterOutput:
-    return SegmenterOutput(*(x[samples] for x in outputs))
+def is_first_process() -> bool:
+    """Tell whether this is the first process of its machine, which sees for all of them that all is well."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def _to_batch(frames: NetworkFrame) -> Batch:
-    return Batch(frames.rgb.float(), frames.depth_m, frames.labels.long(), frames.missing)
+def new_network(
+    config: TrainConfig, labels: LabelSet, seed: int, pretrained: str | None = None
+) -> LinearFusionSegmenter:
+    """Make the network as it is before the first step; the seed decides what no weights are given for.
+
+    Raises:
+        M3LError: the weights cannot be used.
+    """
+    torch.manual_seed(seed)
+    network = LinearFusionSegmenter(config.backbone, len(labels.classes), config.fusion_ratio)
+    network.metadata = Metadata(labels, config.preprocessing())
+    if pretrained:
+        load_imagenet(network, pretrained)
+    return network
 
 
-def _parameter_groups(model: LinearFusionSegmenter, weight_decay: float) -> list[dict[str, Any]]:
-    norms = {id(p) for m in model.modules() if isinstance(m, ModalityLayerNorm) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in norms]
-    others = [p for p in model.parameters() if p.ndim <= 1 or id(p) in norms]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def learn(
+    learner: Learner, batches: Iterator[NetworkFrame], seed: int, start: int, fabric: Fabric
+) -> Iterator[tuple[StepResult, float]]:
+    """Do the steps from ``start`` on, one for each batch.
+
+    Yields:
+        The step's losses, and the seconds that were spent waiting for its frames.
+    """
+    config = learner.config
+    for step in range(start, config.steps):
+        began = time.perf_counter()
+        frames = next(batches)
+        waited = time.perf_counter() - began
+        first, second, third = config.step_frames(step).of_rank(fabric.global_rank, fabric.world_size)
+        draws = StepDraws(seed, step, (*first, *second, *third))
+        draws.seed_network()
+        views = make_views(config, frames, draws, len(first), fabric.device)
+        yield learner.step(step, views), waited
 
 
-def _learning_rate_factor(step: int, config: TrainConfig) -> float:
-    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * (1 - step / config.steps) ** 0.9
+class _Run:
+    """The loop around the steps: progress bar, logs, validation, states and stops; only the first process writes.
+
+    Args:
+        learner: what is trained.
+        frames: of the run.
+        out: its folder.
+        identity: of the run.
+        intervals: of states and validations.
+        writes: whether this is the first process.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        frames: TrainingFrames,
+        out: Path,
+        identity: RunIdentity,
+        intervals: Intervals,
+        writes: bool,
+    ) -> None:
+        self._learner = learner
+        self._frames = frames
+        self._out = out
+        self._identity = identity
+        self._intervals = intervals
+        self._writes = writes
+
+    def write_facts(self, machine: Mapping[str, Any], notes: Mapping[str, Any] | None) -> None:
+        """Write ``run.json``."""
+        frames = self._frames
+        facts = {
+            "bags": [str(bag.index.path) for bag in frames.dataset.bags],
+            "label_set": frames.label_set.name,
+            "label_files": None if frames.label_files is None else str(frames.label_files.path),
+            "labelled_frames": len(frames.labelled),
+            "unlabelled_frames": len(frames.unlabelled),
+            "validation_frames": len(frames.validation),
+            **(notes or {}),
+            **machine,
+            "torch": torch.__version__,
+            **self._identity.plain(),
+        }
+        partial = self._out / "run.json.part"
+        partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self._out / "run.json")
+
+    def go(self, results: Iterator[tuple[StepResult, float]], progress: Progress) -> Progress:
+        """Do the steps that are left, or those until a signal asks for a stop.
+
+        Returns:
+            How far the run is; its state is on the disk.
+        """
+        with ExitStack() as opened:
+            stop = opened.enter_context(StopSignals())
+            log = opened.enter_context(RunLog(self._out, progress.steps)) if self._writes else None
+            bar = opened.enter_context(self._bar(progress))
+            meter = _Meter()
+            for result, waited in results:
+                progress = replace(progress, steps=result.step + 1)
+                bar.set_postfix(meter.add(result, waited), refresh=False)
+                bar.update()
+                if log:
+                    log.step(result)
+                    if self._due(progress, self._intervals.validation):
+                        progress = self._look(log, progress)
+                stopped = ranks.any_of_us(stop.requested)
+                if log and (stopped or self._due(progress, self._intervals.state)):
+                    log.flush()
+                    save_state(self._out, self._learner, self._identity, progress)
+                if stopped:
+                    break
+        return progress
+
+    def _bar(self, progress: Progress) -> tqdm:
+        return tqdm(
+            total=self._learner.config.steps,
+            initial=progress.steps,
+            desc=f"train {self._out.name}",
+            mininterval=1,
+            disable=not self._writes,
+        )
+
+    def _due(self, progress: Progress, interval: int) -> bool:
+        return progress.steps == self._learner.config.steps or (
+            interval > 0 and progress.steps % interval == 0
+        )
+
+    def _look(self, log: RunLog, progress: Progress) -> Progress:
+        """Validate, keep the model if it is the best so far, and draw what the networks say."""
+        frames, learner = self._frames, self._learner
+        if len(frames.validation):
+            scores = validate(learner.model, frames.dataset, frames.validation)
+            miou = {name: getattr(scores, name) for name in MIOU}
+            log.validated(progress.steps, miou)
+            if progress.best_miou is None or scores.robust > progress.best_miou:
+                save_checkpoint(self._out / BEST_FILE, learner.model)
+                progress = replace(progress, best_step=progress.steps, best_miou=scores.robust)
+        shown = frames.validation if len(frames.validation) else frames.trained_on
+        chosen = shown[np.linspace(0, len(shown) - 1, min(_PANELS, len(shown))).astype(int)]
+        image = panels(learner.network, learner.model, frames.dataset, chosen, frames.label_set)
+        log.panel(
+            "colour, depth, teacher, student without depth, student without colour", image, progress.steps
+        )
+        return progress
+
+
+class _Meter:
+    """What the progress bar tells beside the number of steps."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+
+    def add(self, result: StepResult, waited: float) -> dict[str, str]:
+        """Take a step; give losses, steps a second, and the share of the time that was spent waiting for frames."""
+        self._waited += waited
+        self._steps += 1
+        elapsed = time.perf_counter() - self._began
+        return {
+            "supervised": f"{result.loss_supervised:.3f}",
+            "pseudo": f"{result.loss_pseudo:.3f}",
+            "steps/s": f"{self._steps / elapsed:.2f}",
+            "waiting": f"{self._waited / elapsed:.0%}",
+        }
+
+
+def _check_shares(config: TrainConfig, processes: int) -> None:
+    """See that every process gets as many frames as every other."""
+    for name in ("labelled_batch", "unlabelled_batch"):
+        if getattr(config, name) % processes:
+            raise M3LError(
+                f"{name} {getattr(config, name)} cannot be shared by {processes} processes; make it a multiple of them"
+            )

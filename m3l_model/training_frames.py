@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from m3l_model.splits import Splits
 
 _logger = logging.getLogger(__name__)
 
+_COMPARED = 20
+"""Images that are compared, about, to find a bag that is there twice."""
+
 
 @dataclass(frozen=True)
 class TrainingFrames:
@@ -36,6 +40,7 @@ class TrainingFrames:
         label_files: labels beside the bags; None where there are none.
         labelled: (L,) positions in the data set of the frames that are trained on with their labels.
         unlabelled: (U,) positions of those that are trained on without.
+        validation: (V,) positions of labelled frames that are set apart for validation; none without splits.
     """
 
     dataset: RgbdBagDataset
@@ -43,6 +48,7 @@ class TrainingFrames:
     label_files: LabelFiles | None
     labelled: npt.NDArray[np.intp]
     unlabelled: npt.NDArray[np.intp]
+    validation: npt.NDArray[np.intp]
 
     @classmethod
     def select(
@@ -69,7 +75,7 @@ class TrainingFrames:
         require_labels_of(dataset, label_files)
         if splits is None:
             labelled, unlabelled = np.flatnonzero(dataset.labelled), np.flatnonzero(~dataset.labelled)
-            return cls(dataset, label_set, label_files, labelled, unlabelled)
+            return cls(dataset, label_set, label_files, labelled, unlabelled, np.empty(0, np.intp))
         labelled, unlabelled, validation = (
             splits.select(dataset, "labelled"),
             splits.select(dataset, "unlabelled"),
@@ -85,13 +91,54 @@ class TrainingFrames:
                 "the splits set no frame apart for validation; draw them anew with m3l split, or train without "
                 "--splits on all frames"
             )
-        return cls(dataset, label_set, label_files, labelled, unlabelled)
+        labelled_validation = validation[dataset.labelled[validation]]
+        return cls(dataset, label_set, label_files, labelled, unlabelled, labelled_validation)
+
+    @property
+    def trained_on(self) -> npt.NDArray[np.intp]:
+        """Positions of all frames that are trained on, ascending."""
+        return np.union1d(self.labelled, self.unlabelled)
+
+    def digest(self) -> str:
+        """Give a short text that is another for other frames or other roles of them."""
+        facts = hashlib.sha256()
+        for positions in (self.labelled, self.unlabelled, self.validation):
+            facts.update(np.asarray(positions, np.int64).tobytes() + b";")
+        for bag in self.dataset.bags:
+            facts.update(np.ascontiguousarray(bag.frames["stamp_ns"]).tobytes() + b";")
+        return facts.hexdigest()[:16]
+
+    def check_overlap(self) -> None:
+        """See that no frame that is trained on also validates, as the same images in another bag.
+
+        Bags that were imported may share their stamps, so some images of the same stamp are compared.
+
+        Raises:
+            M3LError: names two bags with the same image.
+        """
+        stamps = np.concatenate([bag.frames["stamp_ns"] for bag in self.dataset.bags]).tolist()
+        validating: dict[int, list[int]] = {}
+        for position in self.validation.tolist():
+            validating.setdefault(stamps[position], []).append(position)
+        pairs = [
+            (position, other)
+            for position in self.trained_on.tolist()
+            for other in validating.get(stamps[position], ())
+        ]
+        step = max(1, len(pairs) // _COMPARED)
+        for position, other in pairs[::step]:
+            if np.array_equal(self.dataset[position].rgb, self.dataset[other].rgb):
+                bags = [self.dataset.bags[self.dataset.locate(i)[0]].index.path for i in (position, other)]
+                raise M3LError(
+                    f"training and validation overlap: {bags[0]} and {bags[1]} hold the same image at "
+                    f"{stamps[position]}; leave one of the bags out, or give their seconds one role with --splits"
+                )
 
     def check_labels(self, workers: int) -> None:
         """Read all labels once, with a progress bar, and warn of classes that never occur.
 
         Raises:
-            M3LError: labels cannot be read, or hold something outside the label set.
+            M3LError: labels cannot be read, hold something outside the label set, or show one class only.
         """
         pixels = check_labels(self.dataset, self.labelled, self.label_set, self.label_files, workers)
         never = [
@@ -99,6 +146,11 @@ class TrainingFrames:
         ]
         if never:
             _logger.warning("no labelled frame shows %s; the model will not learn it", ", ".join(never))
+        if len(never) >= len(self.label_set.classes) - 1:
+            raise M3LError(
+                f"the {len(self.labelled)} labelled frames show fewer than two classes of label set "
+                f"{self.label_set.name!r}; label frames that show more, or name the set they were made with"
+            )
 
     def at_network_size(self, preprocessing: Preprocessing) -> NetworkFrames:
         """Give the frames as the network takes them, at the same positions.
@@ -113,8 +165,8 @@ class TrainingFrames:
             RgbdBagDataset(bags, transform=transform),
             frozenset(self.labelled.tolist()),
         )
-        used = np.union1d(self.labelled, self.unlabelled)
-        for position in {self.dataset.locate(first)[0]: first for first in used[::-1].tolist()}.values():
+        used = self.trained_on[::-1].tolist()
+        for position in {self.dataset.locate(first)[0]: first for first in used}.values():
             frames.read(position)
         return frames
 

@@ -29,8 +29,10 @@ from m3l_model.errors import M3LError
 from m3l_model.evaluation import Scores, evaluate, labelled_positions, score_table
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
+from m3l_model.recipe import load_config
+from m3l_model.run_log import read_log
 from m3l_model.scene import camera_matrix
-from m3l_model.training import load_config, train
+from m3l_model.training import Intervals, Machine, train
 from m3l_model.training_frames import TrainingFrames
 from m3l_ros.demo_bags import (
     FRAME_ID,
@@ -237,7 +239,7 @@ class Demo:
             for frame in (frames[index] for index in columns)
             if frame.stamp_ns in masks and frame.labels is not None
         ]
-        logs = {name: json.loads((self.out / name / "run.json").read_text())["log"] for name in RECIPES}
+        logs = {name: read_log(self.out / name) for name in RECIPES}
         live = self._live_frames(seen, frames)
         write_report(self.out / "index.html", metrics, live, strip, logs, self.labels)
 
@@ -248,7 +250,8 @@ class Demo:
 def _train_one(recipe: str, bag: Path, labels: LabelSet, out: Path, seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
     frames = TrainingFrames.select([BagFrames.open(bag)], labels)
-    train(load_config(recipe), frames, out, seed, workers=TRAIN_WORKERS)
+    if train(load_config(recipe), frames, out, seed, Machine(workers=TRAIN_WORKERS), Intervals(0, 0)) is None:
+        raise KeyboardInterrupt
 
 
 def _stamps_within(frames: list[BagFrame], seconds: tuple[float, float]) -> set[int]:

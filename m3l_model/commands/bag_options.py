@@ -169,6 +169,14 @@ def non_negative(text: str) -> int:
     return number
 
 
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
 def positive_seconds(text: str) -> float:
     """Read a finite number of seconds above 0."""
     seconds = float(text)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from m3l_model.commands.bag_options import (
     non_negative,
     open_bags_of_splits,
     open_labels,
+    positive,
 )
 from m3l_model.errors import M3LError
 
@@ -26,41 +28,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_label_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to create for the result")
     parser.add_argument(
-        "--config", default="m3l", help="recipe: m3l, supervised or a YAML file (default: %(default)s)"
+        "--config", default="m3l", help="recipe: a name of config/train or a YAML file (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, help="replaces the recipe's number of steps")
+    parser.add_argument("--backbone", help="replaces the recipe's: mit_b0 to mit_b5")
+    parser.add_argument(
+        "--pretrained",
+        metavar="FILE|NAME",
+        help="ImageNet weights of the backbone to start from: SegFormer's or Hugging Face's file, or nvidia/mit-b0",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on in --out from its last state")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--devices",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="devices of this machine (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="machines, under torchrun (default: %(default)s)",
+    )
+    parser.add_argument("--precision", default="32", help="32, bf16-mixed or 16-mixed (default: %(default)s)")
     parser.add_argument(
         "--workers",
         type=non_negative,
         metavar="N",
         help="processes that read the bags (default: one for each core, 4 at most); the result does not depend on it",
     )
+    parser.add_argument(
+        "--validate-every",
+        type=non_negative,
+        default=500,
+        metavar="N",
+        help="steps between validations, where --splits sets frames apart; 0: at the end only (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=non_negative,
+        default=500,
+        metavar="N",
+        help="steps between states to resume from; 0: at the end and on SIGTERM and SIGINT only (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and write ``OUT/checkpoint.safetensors`` and ``OUT/run.json``."""
-    from m3l_model.training import load_config, train
+    from m3l_model.recipe import load_config
+    from m3l_model.training import Intervals, Machine, is_first_process, train
     from m3l_model.training_frames import TrainingFrames
 
-    overrides = {} if args.steps is None else {"steps": args.steps}
+    overrides = {name: value for name in ("steps", "backbone") if (value := getattr(args, name)) is not None}
     config = load_config(args.config, **overrides)
     label_set, label_files = open_labels(args)
     if label_set is None:
         raise M3LError("training needs --label-set SET, which gives the ids in the labels their classes")
     bags, splits = open_bags_of_splits(args)
+    if args.pretrained is None and is_first_process():
+        print("no --pretrained weights: trains from scratch", file=sys.stderr)
     checkpoint = train(
         config,
         TrainingFrames.select(bags, label_set, label_files, splits),
         args.out,
         seed=args.seed,
-        device=args.device,
-        workers=args.workers,
+        machine=Machine(args.device, args.devices, args.nodes, args.precision, args.workers),
+        intervals=Intervals(args.save_every, args.validate_every),
+        pretrained=args.pretrained,
+        resume=args.resume,
         notes={
             "splits": None if args.splits is None else str(args.splits),
             "pairing": asdict(chosen_pairing(args)),
         },
     )
-    print(f"wrote {checkpoint}")
+    if is_first_process():
+        print(f"wrote {checkpoint}" if checkpoint else f"stopped early; go on with --resume --out {args.out}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,24 @@ def reference_fixtures(shared_data: Path) -> Path:
 
 
 @pytest.fixture
-def reference_network(reference_fixtures: Path) -> dict[str, torch.Tensor]:
-    """The mit_b0 state dict of the reference's outputs, under its names, by the rule in the outputs' README."""
+def reference_weights(reference_fixtures: Path) -> Callable[[str], dict[str, torch.Tensor]]:
+    """Makes the mit_b0 state dict of a prefix, under the reference's names, by the rule in the outputs' README."""
     entries = json.loads((reference_fixtures / "official_keys_b0.json").read_text())
-    return {name: torch.from_numpy(_reference_value(name, tuple(shape))) for name, shape in entries}
+
+    def make(prefix: str) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(_reference_value(prefix + name, tuple(shape))) for name, shape in entries
+        }
+
+    return make
+
+
+@pytest.fixture
+def reference_network(
+    reference_weights: Callable[[str], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """The mit_b0 state dict of the reference's outputs, under its names."""
+    return reference_weights("")
 
 
 def _reference_value(key: str, shape: tuple[int, ...]) -> np.ndarray:

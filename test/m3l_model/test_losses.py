@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from m3l_model.labels import IGNORE_ID
-from m3l_model.losses import ohem_cross_entropy, pseudo_loss, supervised_loss
-from m3l_model.segmenter import SegmenterOutput
+from m3l_model.losses import WithGradient, pseudo_loss, supervised_loss
 
 
 def logits_and_labels(seed: int, ignored: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,32 +29,39 @@ def test_ohem_keeps_the_hard_pixels_and_at_least_min_kept(seed: int, min_kept: i
         kept = max(min_kept, int(((-hardest_first).exp() <= threshold).sum()))
     else:
         kept = len(hardest_first)
-    torch.testing.assert_close(
-        ohem_cross_entropy(logits, labels, min_kept, threshold), hardest_first[:kept].mean()
-    )
+    found = supervised_loss(logits.log_softmax(1), labels, min_kept, threshold)
+    assert found.kept == kept
+    torch.testing.assert_close(found.loss, hardest_first[:kept].mean())
 
 
 def test_a_batch_without_labels_has_loss_0_and_finite_gradients() -> None:
     logits, labels = logits_and_labels(0, ignored=1.1)
     logits.requires_grad_()
-    loss = ohem_cross_entropy(logits, labels, min_kept=3)
+    loss = supervised_loss(logits.log_softmax(1), labels, min_kept=3).loss
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+    assert pseudo_loss(logits.log_softmax(1), labels).item() == 0
 
 
-def test_losses_are_means_over_the_three_outputs() -> None:
-    outputs = SegmenterOutput(*(logits_and_labels(seed)[0] for seed in range(3)))
-    labels = logits_and_labels(9)[1]
-    plain = [functional.cross_entropy(x, labels, ignore_index=IGNORE_ID) for x in outputs]
-    torch.testing.assert_close(pseudo_loss(outputs, labels), torch.stack(plain).mean())
-    hard = [ohem_cross_entropy(x, labels, min_kept=5) for x in outputs]
-    torch.testing.assert_close(supervised_loss(outputs, labels, min_kept=5), torch.stack(hard).mean())
+def test_pseudo_labels_that_are_ignored_do_not_count() -> None:
+    logits, labels = logits_and_labels(9, ignored=0.4)
+    plain = functional.cross_entropy(logits, labels, ignore_index=IGNORE_ID)
+    torch.testing.assert_close(pseudo_loss(logits.log_softmax(1), labels), plain)
+
+
+def test_a_known_gradient_goes_on_to_its_source() -> None:
+    source = torch.tensor([1.0, 2.0], requires_grad=True)
+    value = WithGradient.apply(3 * source, torch.tensor(7.0), torch.tensor([10.0, 20.0]))
+    (2 * value).backward()
+    assert value.item() == 7
+    assert source.grad is not None
+    assert source.grad.tolist() == [60.0, 120.0]
 
 
 @pytest.mark.parametrize("min_kept", [0, 10_000])
 def test_without_a_limit_all_labelled_pixels_count(min_kept: int) -> None:
     logits, labels = logits_and_labels(4)
     expected = functional.cross_entropy(logits, labels, ignore_index=IGNORE_ID)
-    torch.testing.assert_close(ohem_cross_entropy(logits, labels, min_kept), expected)
+    torch.testing.assert_close(supervised_loss(logits.log_softmax(1), labels, min_kept).loss, expected)

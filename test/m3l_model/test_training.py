@@ -3,84 +3,54 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_samples import blocks, small
 
-from m3l_model import LinearFusionSegmenter, M3LError, Predictor, load_checkpoint
-from m3l_model.augment import Batch, strong, weak
+from m3l_model import LinearFusionSegmenter, M3LError, Predictor, load_checkpoint, training_memory
 from m3l_model.bag_dataset import RgbdBagDataset
 from m3l_model.bag_topics import DEFAULT_TOPICS
 from m3l_model.bag_writer import BagWriter
-from m3l_model.bags import BagError, BagFrames
-from m3l_model.checkpoint import Metadata
-from m3l_model.data import NetworkFrame, StepFrames, StepSampler, read_batches
+from m3l_model.bags import BagFrames
+from m3l_model.checkpoint import CheckpointError, Metadata, read_tensors, write_tensors
 from m3l_model.evaluation import evaluate, labelled_positions
 from m3l_model.labels import IGNORE_ID, LabelSet
+from m3l_model.learner import Learner, StepResult
 from m3l_model.preprocessing import Preprocessing
-from m3l_model.shared_batches import LazySamples
-from m3l_model.training import (
-    TrainConfig,
-    Trainer,
-    draw_missing,
-    load_config,
-    train,
-    update_teacher,
-)
+from m3l_model.recipe import load_config
+from m3l_model.run_log import VALIDATION_FILE, read_log
+from m3l_model.run_state import STATE_FILE
+from m3l_model.splits import BagSplits, Splits, TimeRange
+from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train
 from m3l_model.training_frames import TrainingFrames
+from m3l_model.views import Views
 
 LABELS = LabelSet.generic(3)
-CPU = torch.device("cpu")
-
-
-def small(config: TrainConfig, **changes: object) -> TrainConfig:
-    """The recipe on 32-pixel images, with pseudo labels from the first step."""
-    sizes = {"short_side": 32, "crop": 1.0, "steps": 4, "labelled_batch": 2, "unlabelled_batch": 2}
-    schedule = {"warmup_steps": 2, "pseudo_start": 0, "pseudo_ramp": 1, "pseudo_threshold": 0.0}
-    return dataclasses.replace(config, **(sizes | schedule | changes))  # type: ignore[arg-type]
-
-
-def blocks(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images of 32x48 in 16x16 blocks; a class is a colour and a distance: rgb, depth in mm, labels."""
-    labels = np.random.default_rng(seed).integers(0, 3, (count, 2, 3)).astype(np.uint8)
-    labels = labels.repeat(16, 1).repeat(16, 2)
-    rgb = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]], np.uint8)[labels]
-    return rgb, np.array([1000, 3000, 5000], np.uint16)[labels], labels
-
-
-class MemoryFrames(list[NetworkFrame]):
-    """Frames in the place of a data set of bags."""
-
-    def __getitems__(self, positions: list[int]) -> LazySamples:
-        return LazySamples(self, positions)
-
-    def read(self, position: int, allocate: object = None) -> NetworkFrame:
-        return self[position]
-
-
-def block_frames(count: int = 8) -> MemoryFrames:
-    whole = np.zeros(2, bool)
-    return MemoryFrames(
-        NetworkFrame(rgb, (depth / 1000).astype(np.float32), labels, whole)
-        for rgb, depth, labels in zip(*blocks(count), strict=True)
-    )
-
-
-def batches(config: TrainConfig, seed: int = 0, count: int = 8, labelled: int = 4) -> Iterator[NetworkFrame]:
-    """A run's batches of block frames, of which the first are labelled."""
-    steps = [config.step_frames(step) for step in range(config.steps)]
-    sampler = StepSampler(range(labelled), range(labelled, count), steps, seed)
-    return read_batches(block_frames(count), sampler, 0)
+CPU = Machine("cpu", workers=0)
 
 
 def frames_of(bag: Path, label_set: LabelSet = LABELS, **options: Any) -> TrainingFrames:
     return TrainingFrames.select([BagFrames.open(bag)], label_set, **options)
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / STATE_FILE)[0]
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    expected, found = state_of(one), state_of(other)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert read_log(one) == read_log(other)
 
 
 @pytest.fixture
@@ -93,192 +63,6 @@ def block_bag(tmp_path: Path) -> Path:
                 1_000_000_000 + index * 100_000_000, "camera", rgb[index], depth[index], truth, np.eye(3)
             )
     return tmp_path / "bag"
-
-
-@given(
-    recorded=st.lists(
-        st.sampled_from([(False, False), (True, False), (False, True)]), min_size=1, max_size=12
-    ),
-    whole=st.integers(0, 12),
-    seed=st.integers(0, 999),
-)
-def test_draws_never_take_both_modalities(recorded: list[tuple[bool, bool]], whole: int, seed: int) -> None:
-    given_missing = torch.tensor(recorded)
-    missing = draw_missing(given_missing, whole, torch.Generator().manual_seed(seed))
-    assert not missing.all(1).any()
-    assert torch.equal(missing[:whole], given_missing[:whole])
-    lacking = given_missing.any(1)
-    assert torch.equal(missing[lacking], given_missing[lacking])
-
-
-def test_draws_are_a_third_each() -> None:
-    missing = draw_missing(torch.zeros(9000, 2, dtype=torch.bool), 0, torch.Generator().manual_seed(0))
-    shares = missing.float().mean(0)
-    assert ((shares - 1 / 3).abs() < 0.02).all()
-
-
-def test_teacher_starts_as_the_student_and_then_follows_slowly() -> None:
-    teacher, student = LinearFusionSegmenter(num_classes=3), LinearFusionSegmenter(num_classes=3)
-    update_teacher(teacher, student, step=0, decay=0.99)
-    assert all(torch.equal(v, student.state_dict()[k]) for k, v in teacher.state_dict().items())
-    before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    with torch.no_grad():
-        for name, tensor in student.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                tensor.fill_(7)
-            elif not name.endswith("running_var"):
-                tensor.add_(1)
-    for step, moved in ((1, 0.5), (99999, 0.5 + 0.5 * 0.01)):
-        update_teacher(teacher, student, step, decay=0.99)
-        for name, tensor in teacher.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                assert tensor == 7
-            elif not name.endswith("running_var"):
-                torch.testing.assert_close(tensor, before[name] + moved, msg=name)
-
-
-def test_the_teacher_is_in_eval_mode_and_only_the_student_gets_gradients() -> None:
-    config = small(load_config("m3l"))
-    trainer = Trainer(config, LABELS, 0, CPU)
-    results = list(trainer.run(batches(config)))
-    assert trainer.teacher is not None
-    assert trainer.model is trainer.teacher
-    assert trainer.student.training
-    assert not trainer.teacher.training
-    assert not any(p.requires_grad or p.grad is not None for p in trainer.teacher.parameters())
-    assert all(p.grad is not None for p in trainer.student.parameters())
-    assert all(np.isfinite((r.loss_supervised, r.loss_pseudo)).all() for r in results)
-
-
-def test_a_supervised_run_has_no_teacher_and_masks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.Tensor] = []
-    config = small(load_config("supervised"))
-    trainer = Trainer(config, LABELS, 0, CPU)
-    trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
-    results = list(trainer.run(batches(config)))
-    assert trainer.teacher is None
-    assert trainer.model is trainer.student
-    assert len(seen) == 4
-    assert not any(missing.any() for missing in seen)
-    assert all(result.loss_pseudo == 0 for result in results)
-
-
-def test_the_student_sees_the_first_copy_whole_and_the_teacher_everything() -> None:
-    config = small(load_config("m3l"), steps=12)
-    trainer = Trainer(config, LABELS, 0, CPU)
-    assert trainer.teacher is not None
-    student: list[torch.Tensor] = []
-    teacher: list[torch.Tensor] = []
-    trainer.student.register_forward_pre_hook(lambda _, inputs: student.append(inputs[2]))
-    trainer.teacher.register_forward_pre_hook(lambda _, inputs: teacher.append(inputs[2]))
-    list(trainer.run(batches(config)))
-    assert {tuple(x.shape) for x in student} == {(6, 2)}
-    assert {tuple(x.shape) for x in teacher} == {(2, 2)}
-    assert not any(missing[:2].any() for missing in student)
-    assert torch.stack(student)[:, 2:].any(0).all()
-    assert not any(missing.any() for missing in teacher)
-
-
-@pytest.mark.parametrize("recipe", ["m3l", "supervised"])
-def test_the_seed_decides_everything(recipe: str) -> None:
-    config = small(load_config(recipe))
-
-    def losses(seed: int) -> list[float]:
-        results = Trainer(config, LABELS, seed, CPU).run(batches(config, seed))
-        return [result.loss_supervised + result.loss_pseudo for result in results]
-
-    assert losses(1) == losses(1)
-    assert losses(1) != losses(2)
-
-
-def test_learns_blocks_that_colour_and_depth_tell() -> None:
-    schedule = {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 5, "pseudo_start": 30, "pseudo_ramp": 10}
-    config = small(load_config("m3l"), labelled_batch=4, **schedule)
-    trainer = Trainer(config, LABELS, 0, CPU)
-    results = list(trainer.run(batches(config, count=24, labelled=20)))
-    assert results[-1].loss_supervised < results[0].loss_supervised
-    predictor = Predictor(trainer.student, "cpu")
-
-    def accuracy(use_rgb: bool, use_depth: bool) -> float:
-        frames = zip(*blocks(4, seed=5), strict=True)
-        masks = [
-            (predictor.predict(rgb if use_rgb else None, depth if use_depth else None).labels, truth)
-            for rgb, depth, truth in frames
-        ]
-        return float(np.mean([mask == truth for mask, truth in masks]))
-
-    assert accuracy(use_rgb=True, use_depth=True) > 0.9
-    assert accuracy(use_rgb=True, use_depth=False) > 0.9
-    assert accuracy(use_rgb=False, use_depth=True) > 0.6  # chance is a third
-
-
-def test_weak_augmentation_moves_colour_depth_and_labels_together() -> None:
-    rgb, depth, labels = blocks(6)
-    batch = Batch(
-        torch.from_numpy(rgb).float(),
-        torch.from_numpy(depth.astype(np.float32)),
-        torch.from_numpy(labels).long(),
-        torch.zeros(6, 2, dtype=torch.bool),
-    )
-    moved = weak(batch, 1.0, (1.0, 1.5), torch.Generator().manual_seed(0))
-    assert moved.rgb.shape == batch.rgb.shape
-    assert not torch.equal(moved.labels, batch.labels)
-    assert torch.equal(moved.depth_m, torch.tensor([1000.0, 3000.0, 5000.0])[moved.labels])
-    pure = moved.rgb.amax(3) > 215
-    assert pure.float().mean() > 0.7
-    assert torch.equal(moved.rgb.argmax(3)[pure], moved.labels[pure])
-
-
-def test_strong_augmentation_keeps_labels_range_and_holes() -> None:
-    rgb, depth, labels = map(torch.from_numpy, blocks(8))
-    batch = Batch(rgb.float(), depth.float() / 1000, labels.long(), torch.zeros(8, 2, dtype=torch.bool))
-    batch.depth_m[:, :5] = 0
-    disturbed = strong(batch, torch.Generator().manual_seed(0))
-    assert torch.equal(disturbed.labels, batch.labels)
-    assert (disturbed.depth_m[:, :5] == 0).all()
-    assert (disturbed.depth_m[:, 5:] == 0).any()
-    assert disturbed.rgb.min() >= 0
-    assert disturbed.rgb.max() <= 255
-    assert not torch.equal(disturbed.rgb, batch.rgb)
-
-
-@given(
-    labelled=st.integers(1, 9),
-    unlabelled=st.integers(1, 9),
-    steps=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=20),
-    seed=st.integers(-5, 5),
-)
-def test_every_position_comes_once_before_any_comes_again(
-    labelled: int, unlabelled: int, steps: list[tuple[int, int]], seed: int
-) -> None:
-    pools = [set(range(labelled)), set(range(50, 50 + unlabelled))]
-    sampler = StepSampler(list(pools[0]), list(pools[1]), [StepFrames(*step) for step in steps], seed)
-    drawn = list(sampler)
-    assert drawn == list(sampler)
-    assert len(drawn) == len(sampler) == len(steps)
-    streams: list[list[int]] = [[], []]
-    for positions, (count, rest) in zip(drawn, steps, strict=True):
-        assert len(positions) == count + rest <= sampler.batch_size
-        streams[0] += positions[:count]
-        streams[1] += positions[count:]
-    for stream, pool in zip(streams, pools, strict=True):
-        for start in range(0, len(stream), len(pool)):
-            part = stream[start : start + len(pool)]
-            assert len(set(part)) == len(part)
-            assert set(part) <= pool
-
-
-def test_one_kind_of_frames_does_not_change_the_order_of_the_other() -> None:
-    some = StepSampler(range(9), range(9, 30), [StepFrames(3, 0)] * 5, seed=1)
-    more = StepSampler(range(9), range(9, 30), [StepFrames(3, 4)] * 5, seed=1)
-    assert list(some) == [positions[:3] for positions in more]
-    assert list(some) != list(StepSampler(range(9), range(9, 30), [StepFrames(3, 0)] * 5, seed=2))
-
-
-def test_a_step_takes_unlabelled_frames_only_when_they_serve() -> None:
-    config = small(load_config("m3l"), steps=6, labelled_batch=3, unlabelled_batch=2, pseudo_start=3)
-    assert [config.step_frames(step) for step in range(6)] == [(6, 0)] * 3 + [(6, 2)] * 3
-    assert small(load_config("supervised"), labelled_batch=3).step_frames(5) == (3, 0)
 
 
 def test_frames_come_from_the_bag_at_the_network_s_size(block_bag: Path) -> None:
@@ -303,12 +87,12 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, blo
             frames_of(block_bag),
             out,
             seed=3,
-            device="cpu",
-            workers=workers,
+            machine=Machine("cpu", workers=workers),
         )
         facts = json.loads((out / "run.json").read_text())
         assert facts["workers"] == workers
-        return facts["log"], load_checkpoint(checkpoint).state_dict()
+        assert checkpoint is not None
+        return read_log(out), load_checkpoint(checkpoint).state_dict()
 
     log, weights = run(0)
     for workers in (1, 2):
@@ -317,31 +101,17 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, blo
         assert all(torch.equal(other_weights[name], tensor) for name, tensor in weights.items())
 
 
-def test_an_error_in_a_worker_arrives_as_it_is() -> None:
-    class Broken(MemoryFrames):
-        def read(self, position: int, allocate: object = None) -> NetworkFrame:
-            if position == 3:
-                raise BagError("bag: frame 3 is damaged")
-            return self[position]
-
-    sampler = StepSampler(range(4), [], [StepFrames(4, 0)], seed=0)
-    sampler_of_others = StepSampler(range(3), [], [StepFrames(3, 0)], seed=0)
-    for workers in (0, 2):
-        frames = Broken(block_frames(4))
-        assert len(list(read_batches(frames, sampler_of_others, workers))) == 1
-        with pytest.raises(BagError, match=r"^bag: frame 3 is damaged$"):
-            list(read_batches(frames, sampler, workers))
-
-
 def test_trains_from_a_bag_and_scores_on_one(tmp_path: Path, block_bag: Path) -> None:
     out = tmp_path / "run"
     checkpoint = train(
-        small(load_config("m3l")), frames_of(block_bag), out, seed=3, device="cpu", notes={"splits": None}
+        small(load_config("m3l")), frames_of(block_bag), out, seed=3, machine=CPU, notes={"splits": None}
     )
+    assert checkpoint is not None
     facts = json.loads((out / "run.json").read_text())
     assert (facts["labelled_frames"], facts["unlabelled_frames"], facts["seed"]) == (3, 5, 3)
     assert (facts["label_set"], facts["label_files"], facts["splits"]) == (LABELS.name, None, None)
-    assert len(facts["log"]) == 4
+    assert len(read_log(out)) == 4
+    assert not list(out.glob("*.part"))
     metadata = load_checkpoint(checkpoint).metadata
     assert metadata is not None
     assert metadata.labels == LABELS
@@ -353,6 +123,173 @@ def test_trains_from_a_bag_and_scores_on_one(tmp_path: Path, block_bag: Path) ->
     assert scores.robust == pytest.approx((scores.both + scores.rgb_only + scores.depth_only) / 3)
     with pytest.raises(M3LError, match="exists already"):
         train(small(load_config("m3l")), frames_of(block_bag), out, seed=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_the_state_and_resume_ends_with_the_same_bits(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    config = small(load_config("m3l"), steps=5)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    train(config, frames_of(block_bag), whole, seed=3, machine=CPU)
+    step = Learner.step
+
+    def signalled(self: Learner, index: int, views: Views) -> StepResult:
+        if index == 1:
+            signal.raise_signal(number)
+        return step(self, index, views)
+
+    monkeypatch.setattr(Learner, "step", signalled)
+    before = signal.getsignal(number)
+    assert train(config, frames_of(block_bag), out, seed=3, machine=CPU) is None
+    assert signal.getsignal(number) is before
+    assert len(read_log(out)) == 2
+    assert not (out / CHECKPOINT_FILE).exists()
+    monkeypatch.undo()
+    assert train(config, frames_of(block_bag), out, seed=3, machine=Machine("cpu", workers=1), resume=True)
+    assert_same_state(whole, out)
+    expected = load_checkpoint(whole / CHECKPOINT_FILE).state_dict()
+    found = load_checkpoint(out / CHECKPOINT_FILE).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bits() -> None:
+    script = Path(__file__).with_name("training_kills.py")
+    command = [sys.executable, str(script), "--kills", "3", "--writing", "1", "--seed", "7"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 kills, 1 inside writing: every run ended with the same bits" in result.stdout
+
+
+def test_resume_refuses_the_state_of_another_run(tmp_path: Path, block_bag: Path) -> None:
+    config, out = small(load_config("m3l"), steps=1), tmp_path / "run"
+    frames = frames_of(block_bag)
+    train(config, frames, out, seed=3, machine=CPU)
+    done = state_of(out)
+    assert train(config, frames, out, seed=3, machine=CPU, resume=True) == out / CHECKPOINT_FILE
+    assert all(torch.equal(tensor, done[name]) for name, tensor in state_of(out).items())
+    fewer = dataclasses.replace(frames, unlabelled=frames.unlabelled[1:])
+    for change, changed, seed, frames_now in (
+        ("seed changed \\(3, now 4\\)", config, 4, frames),
+        ("steps changed \\(1, now 2\\)", dataclasses.replace(config, steps=2), 3, frames),
+        ("the frames that are trained on changed", config, 3, fewer),
+    ):
+        with pytest.raises(CheckpointError, match=change):
+            train(changed, frames_now, out, seed=seed, machine=CPU, resume=True)
+    (out / STATE_FILE).write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        train(config, frames, out, seed=3, machine=CPU, resume=True)
+    write_tensors(out / STATE_FILE, {"x": torch.zeros(1)}, {"format": "other"})
+    with pytest.raises(CheckpointError, match="not the state of a training run"):
+        train(config, frames, out, seed=3, machine=CPU, resume=True)
+
+
+def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    write_tensors(path, {"x": torch.arange(9)}, {"step": "1"})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"state\.safetensors: cannot write"):
+            write_tensors(path, {"x": torch.zeros(100_000)}, {"step": "2"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def split_frames(bag: Path) -> TrainingFrames:
+    """The bag with its frames 4 to 7 for validation, of which 4 and 6 have labels."""
+    ranges = {"training": (TimeRange(0, 350_000_000),), "validation": (TimeRange(350_000_000, None),)}
+    return frames_of(bag, splits=Splits((BagSplits(bag, **ranges),)))
+
+
+def test_validates_keeps_the_best_and_resumes_with_it(tmp_path: Path, block_bag: Path) -> None:
+    config, out = small(load_config("m3l"), steps=4, labelled_batch=1), tmp_path / "run"
+    train(config, split_frames(block_bag), out, seed=3, machine=CPU, intervals=Intervals(2, 1))
+    lines = [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        mean = (line["both"] + line["rgb_only"] + line["depth_only"]) / 3
+        assert line["robust"] == pytest.approx(mean)
+    best = max(lines, key=lambda line: line["robust"])
+    progress = json.loads(read_tensors(out / STATE_FILE)[1]["progress"])
+    assert (progress["steps"], progress["best_miou"]) == (4, best["robust"])
+    assert progress["best_step"] == best["step"]
+    dataset = RgbdBagDataset([block_bag], LABELS)
+    scores = evaluate(Predictor.from_checkpoint(out / BEST_FILE, "cpu", "fp32"), [dataset[i] for i in (4, 6)])
+    assert scores.robust == best["robust"]
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/loss_supervised")] == [0, 1, 2, 3]
+    shown = [event.value for event in board.Scalars("validation/robust")]
+    assert shown == pytest.approx([line["robust"] for line in lines])
+    (panel,) = board.Tags()["images"]
+    assert (board.Images(panel)[-1].height, board.Images(panel)[-1].width) == (2 * 120, 5 * 180)
+
+
+def test_validation_changes_nothing(tmp_path: Path, block_bag: Path) -> None:
+    config = small(load_config("m3l"), steps=3, labelled_batch=1)
+    for name, every in (("seldom", 0), ("often", 1)):
+        train(
+            config,
+            split_frames(block_bag),
+            tmp_path / name,
+            seed=3,
+            machine=CPU,
+            intervals=Intervals(0, every),
+        )
+    assert_same_state(tmp_path / "seldom", tmp_path / "often")
+
+
+def test_images_that_train_and_validate_are_found(tmp_path: Path, block_bag: Path) -> None:
+    copied = tmp_path / "again"
+    rgb, depth, labels = blocks(8)
+    with BagWriter(copied) as bag:
+        for index in range(8):
+            stamp_ns = 1_000_000_000 + index * 100_000_000
+            bag.write_frame(stamp_ns, "camera", rgb[index], depth[index], labels[index], np.eye(3))
+    whole = (TimeRange(0, None),)
+    splits = Splits((BagSplits(block_bag, whole), BagSplits(copied, validation=whole)))
+    frames = TrainingFrames.select([BagFrames.open(block_bag), BagFrames.open(copied)], LABELS, splits=splits)
+    with pytest.raises(
+        M3LError, match=r"training and validation overlap: .*bag and .*again hold the same image"
+    ):
+        train(small(load_config("m3l")), frames, tmp_path / "run", seed=0, machine=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_said_before_the_first_step(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 9999 kB\nMemAvailable: 40000 kB\n")
+    monkeypatch.setattr(training_memory, "_MEMORY_INFO", info)
+    with pytest.raises(
+        M3LError, match=r"takes about 0\.\d GiB, and cpu has 0\.0 GiB free; scale labelled_batch 2"
+    ):
+        train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_one_class_are_refused(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        for index in range(3):
+            rgb, depth = np.zeros((32, 48, 3), np.uint8), np.full((32, 48), 900, np.uint16)
+            truth = np.ones((32, 48), np.uint8) if index else None
+            bag.write_frame(1_000_000_000 + index * 100_000_000, "camera", rgb, depth, truth, np.eye(3))
+    with pytest.raises(M3LError, match="fewer than two classes"):
+        train(small(load_config("m3l")), frames_of(tmp_path / "bag"), tmp_path / "run", seed=0, machine=CPU)
+
+
+def test_machines_that_cannot_be_are_refused(tmp_path: Path, block_bag: Path) -> None:
+    for message, machine in (
+        ("precision '8' is unknown", Machine("cpu", precision="8")),
+        ("labelled_batch 2 cannot be shared by 3 processes", Machine("cpu", devices=3)),
+        ("not there", Machine("cuda:99")),
+    ):
+        with pytest.raises(M3LError, match=message):
+            train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=machine)
 
 
 def test_scores_half_size_depth_and_frames_without_any(tmp_path: Path) -> None:
@@ -381,53 +318,3 @@ def test_a_label_set_s_own_ignore_id_is_ignored(block_bag: Path) -> None:
     labels = dataclasses.replace(LABELS, id_map={0: 0, 1: 1, 2: 200}, ignore_id=200)
     frames = frames_of(block_bag, labels).at_network_size(small(load_config("m3l")).preprocessing())
     assert {id for i in (2, 4, 6) for id in np.unique(frames[i].labels)} == {0, 1, IGNORE_ID}
-
-
-def test_what_was_trained_is_kept_when_interrupted(
-    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Trainer._step
-
-    def interrupted(self: Trainer, number: int, frames: NetworkFrame) -> object:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, number, frames)
-
-    monkeypatch.setattr(Trainer, "_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, device="cpu")
-    assert load_checkpoint(tmp_path / "run" / "interrupted.safetensors").num_classes == 3
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0),
-        ("pseudo_ramp", 0),
-        ("labelled_batch", -1),
-        ("backbone", "resnet50"),
-        ("learning_rate", 0.0),
-        ("ema_decay", 1.5),
-        ("scales", (1.5, 0.5)),
-        ("crop", 0.01),
-    ],
-)
-def test_impossible_recipes_are_refused(field: str, value: object) -> None:
-    with pytest.raises(M3LError, match=field):
-        load_config("m3l", **{field: value})
-
-
-def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(M3LError, match=r"nowhere\.yaml"):
-        load_config("nowhere")
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("modality_dropout: true\nmean_teacher: true\nlerning_rate: 1\n")
-    with pytest.raises(M3LError, match=r"mine\.yaml: unknown recipe fields \(lerning_rate\)"):
-        load_config(str(recipe))
-    for field in ("learning_rate: 2e-3", "steps: 1.5", "mean_teacher: 1", "scales: [1]", "backbone: 3"):
-        recipe.write_text(f"modality_dropout: true\n{field}\n")
-        with pytest.raises(M3LError, match=rf"mine\.yaml: {field.partition(':')[0]} cannot be"):
-            load_config(str(recipe))
-    recipe.write_text("modality_dropout: true\nmean_teacher: true\nshort_side: 8\n")
-    with pytest.raises(M3LError, match="short_side"):
-        load_config(str(recipe))

@@ -169,7 +169,7 @@ def test_bags_that_come_out_at_different_sizes_are_named_before_training(tmp_pat
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "{modality_dropout: true, mean_teacher: true, short_side: 32, crop: 1.0, steps: 2, labelled_batch: 2, "
+        "{mean_teacher: true, masking: student, short_side: 32, crop: 1.0, steps: 2, labelled_batch: 2, "
         "unlabelled_batch: 2}"
     )
     return path

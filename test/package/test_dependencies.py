@@ -25,7 +25,10 @@ ROSDEP_KEYS = {
 STANDARD = {*sys.stdlib_module_names, "compression"}  # since 3.14
 ROSBAGS_OWN = {"apsw", "backports", "lz4"}
 """What pip installs along with rosbags."""
-IN_NO_APT_ARCHIVE = {"onnxruntime", "rosbags", "safetensors", "torch", *ROSBAGS_OWN}
+IN_NO_APT_ARCHIVE = {
+    *("huggingface_hub", "lightning_fabric", "onnxruntime", "rosbags", "safetensors", "torch"),
+    *ROSBAGS_OWN,
+}
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "backports": "backports-zstd",

@@ -92,7 +92,7 @@ def test_info_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
             )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "{modality_dropout: true, mean_teacher: true, short_side: 48, steps: 1, labelled_batch: 1, unlabelled_batch: 1}"
+        "{mean_teacher: true, masking: student, short_side: 48, steps: 1, labelled_batch: 1, unlabelled_batch: 1}"
     )
     result = run_python("-m", "m3l_model", "info", bag, path=without_m3l_ros)
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the tables: what each recipe is in the common harness, as docs/experiments.md has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from m3l_model.recipe import TrainConfig, load_config
+
+Fields = dict[str, Any]
+
+HARNESS: Fields = {
+    "backbone": "mit_b0",
+    "mask_holes": True,
+    "labelled_batch": 4,
+    "unlabelled_batch": 4,
+    "warmup_steps": 50,
+    "weight_decay": 0.01,
+    "ema_decay": 0.99,
+    "crop": 2 / 3,
+    "scales": (0.75, 1.5),
+}
+"""The same for all rows but ``m3l_paper``: initialisation, preprocessing, weak augmentation, optimiser, schedule."""
+
+NYUV2: Fields = {"short_side": 120, "steps": 1500, "depth_range": (0.0, 10.0)}
+SYNTHETIC: Fields = {"short_side": 96, "steps": 500, "depth_range": (0.0, 6.0)}
+
+_ALONE: Fields = {"labelled_batch": 8, "strong_augmentation": False}
+"""Without a teacher all images of a step are labelled ones."""
+
+ROWS: dict[str, tuple[str, Fields]] = {
+    "supervised": ("supervised", _ALONE),
+    "supervised_dropout": ("supervised_dropout", _ALONE),
+    "mean_teacher": ("mean_teacher", {}),
+    "mean_teacher_dropout": ("mean_teacher_dropout", {}),
+    "m3l_tuned": ("mean_teacher_dropout", {"masking": "student"}),
+    "m3l_paper": ("m3l_paper", {}),
+    "m3l": ("m3l", {"second_labelled": "same", "pseudo_threshold": 0.6}),
+    "rgb_supervised": ("rgb_supervised", _ALONE),
+    "rgb_mean_teacher": ("rgb_mean_teacher", {}),
+}
+"""Row by row the recipe of config/train and the fields that are replaced."""
+
+LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
+LEARNS_MASK_TOKEN = frozenset({"supervised_dropout", "mean_teacher_dropout", "m3l_tuned", "m3l_paper", "m3l"})
+
+
+def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
+    """Give a row's recipe.
+
+    Args:
+        setting: ``NYUV2`` or ``SYNTHETIC``.
+        row: of ``ROWS``; that of the paper keeps what is the reference's but for the sizes.
+        learning_rate: of the other rows.
+    """
+    name, fields = ROWS[row]
+    if row == "m3l_paper":
+        sizes = {key: HARNESS[key] for key in ("backbone", "labelled_batch", "unlabelled_batch")}
+        return load_config(name, **sizes, **setting, crop_pixels=setting["short_side"])
+    schedule = (
+        {"pseudo_start": setting["steps"] // 3, "pseudo_ramp": setting["steps"] // 6} if row == "m3l" else {}
+    )
+    return load_config(name, **{**HARNESS, **setting, **schedule, **fields, "learning_rate": learning_rate})
+
+
+def digest(config: TrainConfig) -> str:
+    """Give a short text that is another for another configuration."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run what is missing of the NYUv2 table (docs/experiments.md): one JSON for each recipe, draw and configuration.
+
+    python experiments/run.py --data ../shared/data --work /tmp/nyu --rows m3l_tuned m3l --draws 1 2 3
+
+It may be stopped and started again at any moment; `experiments/table.py` makes the table of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
+
+from m3l_model.openmp import share_cores  # noqa: E402
+
+share_cores(os.environ)
+
+import torch  # noqa: E402
+from lightning_fabric import Fabric  # noqa: E402
+from nyuv2_data import LABELS, NyuBags  # noqa: E402
+from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, NYUV2, ROWS, config_of, digest  # noqa: E402
+from scoring import fills, score  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from m3l_model.data import StepSampler, read_batches  # noqa: E402
+from m3l_model.learner import Learner  # noqa: E402
+from m3l_model.recipe import TrainConfig  # noqa: E402
+from m3l_model.run_log import VALIDATION_FILE, read_log  # noqa: E402
+from m3l_model.training import BEST_FILE, Intervals, Machine, learn, new_network, train  # noqa: E402
+from m3l_model.training_frames import TrainingFrames  # noqa: E402
+
+RESULTS = REPOSITORY / "experiments" / "results" / "nyuv2"
+
+
+def main() -> int:
+    """Run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
+    parser.add_argument("--work", type=Path, required=True, help="for bags and runs; 5 GB")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--draws", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
+    parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
+    parser.add_argument(
+        "--test", action="store_true", help="score finished runs on the test frames, once each"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    bags = NyuBags(args.data, args.work)
+    machine = Machine(args.device, workers=args.workers)
+    for draw in args.draws:
+        for row in args.rows:
+            for rate in args.rates if draw == 1 else [best_rate(row, args.rates)]:
+                if row == "m3l_paper" and rate != args.rates[0]:
+                    continue
+                if not run_one(bags, args.work, machine, row, draw, rate, args.test):
+                    return 0
+    return 0
+
+
+def result_path(row: str, draw: int, config: TrainConfig) -> Path:
+    """Give where a run's JSON lies."""
+    return RESULTS / f"{row}-{draw}-{digest(config)}.json"
+
+
+def best_rate(row: str, rates: list[float]) -> float:
+    """Give the learning rate that was best on validation in the first draw."""
+    paths = {rate: result_path(row, 1, config_of(NYUV2, row, rate)) for rate in rates}
+    found = {
+        rate: json.loads(path.read_text())["validation"]["final"]["robust"]
+        for rate, path in paths.items()
+        if path.is_file()
+    }
+    if len(found) < len(rates):
+        sys.exit(f"{row}: draw 1 has to come first: {len(found)} of {len(rates)} learning rates are there")
+    return max(found, key=lambda rate: found[rate])
+
+
+def run_one(
+    bags: NyuBags, work: Path, machine: Machine, row: str, draw: int, rate: float, test: bool
+) -> bool:
+    """Do one run and score it, unless that has been done; False where a signal ended it."""
+    config = config_of(NYUV2, row, rate)
+    path = result_path(row, draw, config)
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    frames = bags.training_frames(draw)
+    out = work / "runs" / path.stem
+    if not result:
+        checkpoint = train(config, frames, out, draw, machine, Intervals(100, 500), resume=True)
+        if checkpoint is None:
+            return False
+        result = {
+            "row": row,
+            "draw": draw,
+            "seed": draw,
+            "learning_rate": config.learning_rate,
+            "config": dataclasses.asdict(config),
+            "commit": _commit(),
+            "torch": torch.__version__,
+            "device": machine.device,
+            "threads": torch.get_num_threads(),
+            "steps": config.steps,
+            "images": sum(sum(config.step_frames(step)) for step in range(config.steps)),
+            "gflop": config.steps * _gflop_of_last_step(config, frames),
+            "loss_supervised": read_log(out)[-1]["loss_supervised"],
+            "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
+            "validation": _scores(bags, "validation", row, config, frames, out, None),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        _write(path, result)
+    if test and "test" not in result:
+        result["test"] = _scores(bags, "test", row, config, frames, out, result["validation"]["fill"])
+        _write(path, result)
+    return True
+
+
+def _scores(
+    bags: NyuBags,
+    part: str,
+    row: str,
+    config: TrainConfig,
+    frames: TrainingFrames,
+    out: Path,
+    fill_name: str | None,
+) -> dict[str, Any]:
+    """Score the final teacher and the one that was best on validation; what fills a gap is chosen on validation."""
+    whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
+    choices: list[Any] = [None]
+    if row not in LEARNS_MASK_TOKEN and config.modalities == "both":
+        choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
+    final = [(score(out / "checkpoint.safetensors", whole, holes, fill), fill) for fill in choices]
+    scores, fill = max(final, key=lambda pair: pair[0]["robust"])
+    tried = {fill.name: scores for scores, fill in final if fill}
+    return {
+        "final": scores,
+        "best": score(out / BEST_FILE, whole, holes, fill),
+        "fill": fill.name if fill else None,
+        "fills": tried,
+    }
+
+
+def _gflop_of_last_step(config: TrainConfig, frames: TrainingFrames) -> float:
+    """Count what a step with all its losses computes."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    learner = Learner(config, new_network(config, LABELS, 0), fabric)
+    steps = [config.step_frames(step) for step in range(config.steps)]
+    sampler = StepSampler(frames.labelled, frames.unlabelled, steps, 0, config.steps - 1)
+    batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, 0)
+    with FlopCounterMode(display=False) as counter:
+        list(learn(learner, batches, 0, config.steps - 1, fabric))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(REPOSITORY)]
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "m3l_model", "experiments", "config"])
+    return head + ("-changed" if changed.returncode else "")
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

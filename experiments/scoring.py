@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mIoU of a finished run: both modalities, either one, and with holes, one confusion matrix over all frames each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from m3l_model.bag_dataset import RgbdBagDataset, Sample
+from m3l_model.labels import IGNORE_ID
+from m3l_model.metrics import ConfusionMatrix
+from m3l_model.predictor import Predictor
+from m3l_model.preprocessing import RGB_MEAN, to_metres
+from m3l_model.recipe import TrainConfig
+from m3l_model.training_frames import TrainingFrames
+
+
+class Fill(NamedTuple):
+    """What stands in for a missing modality with models that never learnt the mask token."""
+
+    name: str
+    rgb: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.float32]
+
+
+def fills(config: TrainConfig, frames: TrainingFrames) -> list[Fill]:
+    """Zeros after normalisation, and the mean of the labelled training frames."""
+    positions = frames.labelled.tolist()
+    samples = [frames.dataset[position] for position in positions]
+    mean_rgb = np.mean([sample.rgb for sample in samples], 0).round().astype(np.uint8)
+    metres = np.array([to_metres(sample.depth) for sample in samples])
+    mean_depth = metres.sum(0) / np.maximum(1, (metres > 0).sum(0))
+    zero_rgb = np.broadcast_to(np.round(np.array(RGB_MEAN) * 255).astype(np.uint8), mean_rgb.shape)
+    middle = np.full(mean_depth.shape, sum(config.depth_range) / 2, np.float32)
+    return [Fill("zeros", np.ascontiguousarray(zero_rgb), middle), Fill("mean", mean_rgb, mean_depth)]
+
+
+def score(
+    checkpoint: Path, whole: RgbdBagDataset, holes: RgbdBagDataset, fill: Fill | None
+) -> dict[str, float]:
+    """Score a model, in float32.
+
+    Args:
+        checkpoint: the model.
+        whole, holes: the same frames, with whole depth and with holes in it.
+        fill: stands in for what is missing; None: the model's mask token.
+
+    Returns:
+        mIoU by condition, and ``robust``, the mean of the first three.
+    """
+    predictor = Predictor.from_checkpoint(checkpoint, precision="fp32")
+    conditions = ("both", "rgb_only", "depth_only", "holes")
+    matrices = {name: ConfusionMatrix(len(predictor.labels.classes), IGNORE_ID) for name in conditions}
+
+    def add(condition: str, sample: Sample, rgb: object, depth: object) -> None:
+        prediction = predictor.predict(rgb, depth, with_confidence=False)  # type: ignore[arg-type]
+        matrices[condition].add(sample.labels, prediction.labels)
+
+    for sample, holed in tqdm(
+        zip(_all(whole), _all(holes), strict=True), total=len(whole), desc="score", mininterval=1
+    ):
+        add("both", sample, sample.rgb, sample.depth)
+        add("rgb_only", sample, sample.rgb, fill.depth if fill else None)
+        add("depth_only", sample, fill.rgb if fill else None, sample.depth)
+        add("holes", holed, holed.rgb, holed.depth)
+    miou = {name: matrix.miou() for name, matrix in matrices.items()}
+    return {**miou, "robust": sum(miou[name] for name in conditions[:3]) / 3}
+
+
+def _all(dataset: RgbdBagDataset) -> Iterator[Sample]:
+    return (dataset[position] for position in range(len(dataset)))

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare recipes on the synthetic rooms, 8 labelled frames, and make the table and the plot of docs/experiments.md.
+
+python experiments/synthetic.py --work /tmp/rooms --tune      # learning rates, scored on rooms 0 to 9
+python experiments/synthetic.py --work /tmp/rooms             # three seeds, scored on rooms 100 to 104
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
+
+from m3l_model.openmp import share_cores  # noqa: E402
+
+share_cores(os.environ)
+
+
+from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, SYNTHETIC, config_of, digest  # noqa: E402
+from scoring import fills, score  # noqa: E402
+
+from m3l_model.bag_dataset import RgbdBagDataset  # noqa: E402
+from m3l_model.bags import BagFrames  # noqa: E402
+from m3l_model.labels import LabelSet  # noqa: E402
+from m3l_model.training import Intervals, Machine, train  # noqa: E402
+from m3l_model.training_frames import TrainingFrames  # noqa: E402
+from m3l_ros.demo_bags import Recording, write_recording  # noqa: E402
+
+RESULTS = REPOSITORY / "experiments" / "results" / "synthetic"
+ROWS = ("supervised", "mean_teacher_dropout", "m3l_tuned", "m3l")
+SEEDS = (0, 1, 2)
+TUNED_ON = tuple(range(10))
+SCORED_ON = tuple(range(100, 105))
+LABELS = LabelSet.load("demo")
+
+
+def main() -> int:
+    """Run what is missing, then print the table; without --tune also draw the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
+    parser.add_argument("--tune", action="store_true", help="choose learning rates, on other rooms")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    args = parser.parse_args()
+    rooms = TUNED_ON if args.tune else SCORED_ON
+    for seed in [0] if args.tune else args.seeds:
+        for row in args.rows:
+            for rate in LEARNING_RATES if args.tune else [best_rate(row)]:
+                if not run_one(args.work, row, seed, rate, rooms):
+                    return 0
+    found = _results("tune" if args.tune else "final")
+    for run in found:
+        figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in run["miou"].items())
+        print(f"{run['row']}, seed {run['seed']}, rate {run['learning_rate']:g}: {figures}")
+    if not args.tune:
+        _plot(found)
+    return 0
+
+
+def best_rate(row: str) -> float:
+    """Give the learning rate that was best on the rooms to tune on.
+
+    Exits where they have not all been tried.
+    """
+    found = {run["learning_rate"]: run["miou"]["robust"] for run in _results("tune") if run["row"] == row}
+    if found.keys() < set(LEARNING_RATES):
+        sys.exit(
+            f"{row}: run with --tune first; {len(found)} of {len(LEARNING_RATES)} learning rates are there"
+        )
+    return max(found, key=lambda rate: found[rate])
+
+
+def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]) -> bool:
+    """Train and score, unless that has been done; False where a signal ended it."""
+    config = config_of(SYNTHETIC, row, rate)
+    kind = "tune" if rooms == TUNED_ON else "final"
+    path = RESULTS / f"{kind}-{row}-{seed}-{digest(config)}.json"
+    if path.is_file():
+        return True
+    first = 1000 + 100 * seed + (50 if kind == "tune" else 0)
+    training = _bag(work, Recording(tuple(range(first, first + 16)), frames_per_room=30, labelled=8))
+    scored = _bag(work, Recording(rooms, frames_per_room=10, labelled=10 * len(rooms)))
+    frames = TrainingFrames.select([BagFrames.open(training)], LABELS)
+    out = work / "runs" / path.stem
+    if train(config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True) is None:
+        return False
+    dataset = RgbdBagDataset([scored], LABELS)
+    choices: list[Any] = [None] if row in LEARNS_MASK_TOKEN else list(fills(config, frames))
+    scores = [score(out / "checkpoint.safetensors", dataset, dataset, fill) for fill in choices]
+    miou = max(scores, key=lambda found: found["robust"])
+    del miou["holes"]
+    facts = {"row": row, "seed": seed, "learning_rate": rate, "rooms": rooms, "miou": miou}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=1) + "\n")
+    return True
+
+
+def _bag(work: Path, recording: Recording) -> Path:
+    path = work / f"rooms_{recording.rooms[0]}_{recording.rooms[-1]}"
+    if not path.exists():
+        partial = path.with_name(path.name + ".part")
+        write_recording(recording, partial, 2)
+        partial.rename(path)
+    return path
+
+
+def _results(kind: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+
+
+def _plot(runs: list[dict[str, Any]]) -> None:
+    """Draw every run's robust mIoU and the means, and print the means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    for place, row in enumerate(ROWS):
+        values = [100 * run["miou"]["robust"] for run in runs if run["row"] == row]
+        if values:
+            axes.bar(place, statistics.mean(values), color="lightsteelblue")
+            axes.plot([place] * len(values), values, "o", color="navy")
+            print(f"{row}: robust mIoU {statistics.mean(values):.1f} over {len(values)} seeds")
+    axes.set_xticks(range(len(ROWS)), ROWS)
+    axes.set_ylabel("robust mIoU, %")
+    figure.tight_layout()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "robust.png", dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

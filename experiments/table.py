@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the NYUv2 table of docs/experiments.md from the results that there are, as Markdown.
+
+python experiments/table.py [--part test] [--against m3l]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results" / "nyuv2"
+COLUMNS = ("both", "rgb_only", "depth_only", "robust", "holes")
+T_975 = {2: 12.706, 3: 4.303}
+"""Student's t for 95 % intervals of so many differences."""
+
+
+def main() -> int:
+    """Print the table, every run, and the paired differences."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=("validation", "test"), default="validation")
+    parser.add_argument("--against", default="m3l", help="row that the others are subtracted from")
+    args = parser.parse_args()
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    runs = [run for run in runs if args.part in run]
+    if not runs:
+        sys.exit(f"{RESULTS}: no results of {args.part}; experiments/run.py makes them")
+    chosen = _chosen(runs)
+    print(f"| row | draws | rate | {' | '.join(COLUMNS)} | best on validation | GFLOP | images |")
+    print("|" + "---|" * (len(COLUMNS) + 6))
+    for row, of_row in chosen.items():
+        print(_line(row, of_row, args.part))
+    print()
+    for row, of_row in chosen.items():
+        if row != args.against and args.against in chosen:
+            print(_difference(args.against, chosen[args.against], row, of_row, args.part))
+    print(f"\n{len(runs)} runs:")
+    for run in runs:
+        figures = ", ".join(f"{name} {100 * run[args.part]['final'][name]:.1f}" for name in COLUMNS)
+        print(f"- {run['row']}, draw {run['draw']}, rate {run['learning_rate']:g}: {figures}")
+    return 0
+
+
+def _chosen(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """For each row its runs by draw, with the learning rate that was best on validation in draw 1."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in sorted(runs, key=lambda run: (run["draw"], run["validation"]["final"]["robust"])):
+        of_row = rows.setdefault(run["row"], {})
+        if run["draw"] == 1 or 1 not in of_row or run["learning_rate"] == of_row[1]["learning_rate"]:
+            of_row[run["draw"]] = run
+    return rows
+
+
+def _line(row: str, of_row: dict[int, dict[str, Any]], part: str) -> str:
+    runs = list(of_row.values())
+    means = [100 * statistics.mean(run[part]["final"][name] for run in runs) for name in COLUMNS]
+    best = 100 * statistics.mean(run[part]["best"]["robust"] for run in runs)
+    cells = " | ".join(f"{mean:.1f}" for mean in means)
+    return (
+        f"| {row} | {', '.join(map(str, of_row))} | {runs[0]['learning_rate']:g} | {cells} | {best:.1f} | "
+        f"{runs[0]['gflop']:.0f} | {runs[0]['images']} |"
+    )
+
+
+def _difference(
+    name: str, one: dict[int, dict[str, Any]], other_name: str, other: dict[int, dict[str, Any]], part: str
+) -> str:
+    shared = sorted(one.keys() & other.keys())
+    values = [100 * (one[d][part]["final"]["robust"] - other[d][part]["final"]["robust"]) for d in shared]
+    text = f"robust, {name} - {other_name}: {', '.join(f'{value:+.1f}' for value in values)}"
+    if len(values) < 2:
+        return f"{text}: not shown ({len(values)} draw)"
+    mean = statistics.mean(values)
+    half = T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    better = len(values) == 3 and min(values) * max(values) > 0 and abs(mean) > half
+    return f"{text}: {mean:+.1f} ± {half:.1f}: {'shown' if better else 'not shown'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start from MiT weights trained on ImageNet: SegFormer's own files, or Hugging Face's ``nvidia/mit-b0`` to ``b5``.
+
+Every key of the file is used or known to be of the classifier that is left out, and every encoder weight is found.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from m3l_model.checkpoint import CheckpointError, read_tensors
+from m3l_model.errors import M3LError
+from m3l_model.mit import MODALITIES, ModalityLayerNorm
+from m3l_model.segmenter import LinearFusionSegmenter
+
+_logger = logging.getLogger(__name__)
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+_ORIGINAL = (
+    (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.patch_embed."),
+    (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
+    (r"\.dwconv\.dwconv\.", r".dwconv."),
+)
+_HUGGING_FACE = (
+    (r"(?:segformer\.)?encoder\.", r""),
+    (r"patch_embeddings\.(\d)\.layer_norm\.", r"stages.\1.patch_embed.norm."),
+    (r"patch_embeddings\.(\d)\.proj\.", r"stages.\1.patch_embed.proj."),
+    (r"^block\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"^layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"\.layer_norm_([12])\.", r".norm\1."),
+    (r"\.attention\.self\.query\.", r".attn.q."),
+    (r"\.attention\.self\.sr\.", r".attn.sr."),
+    (r"\.attention\.self\.layer_norm\.", r".attn.norm."),
+    (r"\.attention\.output\.dense\.", r".attn.proj."),
+    (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
+    (r"\.dwconv\.dwconv\.", r".dwconv."),
+)
+_CLASSIFIER = re.compile(r"(head|classifier)\.(weight|bias)")
+_KEY = re.compile(r"(.*\.attention\.self)\.key\.(weight|bias)")
+
+
+def load_imagenet(network: LinearFusionSegmenter, source: str) -> None:
+    """Put ImageNet weights into a network's encoder; each LayerNorm's go to both modalities.
+
+    Args:
+        network: its backbone must be that of the weights.
+        source: a file (``.pth``, ``.bin``, ``.safetensors``), a folder as Hugging Face keeps them, or a name there.
+
+    Raises:
+        M3LError: there is no such file, it is no MiT, or one of another size.
+    """
+    path = _find(source)
+    tensors = _as_own(_read(path), path)
+    expected = network.encoder.state_dict()
+    del expected["mask_token"]
+    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    problems += [f"{name} is not of a MiT" for name in tensors.keys() - expected.keys()]
+    norms = {
+        f"{name}.{kind}"
+        for name, module in network.encoder.named_modules()
+        if isinstance(module, ModalityLayerNorm)
+        for kind in ("weight", "bias")
+    }
+    for name in tensors.keys() & norms:
+        tensors[name] = tensors[name].expand(len(MODALITIES), -1)
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{path}: does not fit the encoder of {network.backbone}: {sorted(problems)[0]}{more}"
+        )
+    network.encoder.load_state_dict({**tensors, "mask_token": network.encoder.mask_token})
+    _logger.info("%s: all %d weights of the encoder", path, len(expected))
+
+
+def _find(source: str) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        for name in HUB_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise M3LError(f"{path}: holds neither {' nor '.join(HUB_FILES)}")
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in (".pth", ".bin", ".safetensors"):
+        raise M3LError(f"{source}: no such file; give MiT weights, or a name such as nvidia/mit-b0")
+    return _download(source)
+
+
+def _download(name: str) -> Path:
+    """Fetch weights by name.
+
+    Raises:
+        M3LError: huggingface_hub is not installed, or there is no such model, or no network.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise M3LError(
+            f"{name}: no such file here, and fetching it needs huggingface_hub: pip install huggingface_hub, or give "
+            "a file"
+        ) from error
+    try:
+        try:
+            return Path(hf_hub_download(name, HUB_FILES[0]))
+        except EntryNotFoundError:
+            return Path(hf_hub_download(name, HUB_FILES[1]))
+    except Exception as error:  # it raises what its transport raises
+        raise M3LError(f"{name}: cannot be fetched: {' '.join(str(error).split())}; give a file") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: refused: it holds more than tensors and could run code") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a file of PyTorch weights") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
+        raise CheckpointError(f"{path}: holds no plain weights")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _as_own(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Rename a file's tensors to those of our encoder, without the classifier."""
+    hugging_face = any(".attention.self." in name for name in tensors)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        key = _KEY.fullmatch(name)
+        if _CLASSIFIER.fullmatch(name) or (not key and ".attention.self.value." in name):
+            continue
+        if key:
+            value = tensors.get(f"{key[1]}.value.{key[2]}")
+            if value is None:
+                raise CheckpointError(f"{path}: {key[1]}.value.{key[2]} is missing")
+            tensor = torch.cat((tensor, value))
+            name = f"{key[1]}.kv.{key[2]}"
+        for pattern, replacement in _HUGGING_FACE if hugging_face else _ORIGINAL:
+            name = re.sub(pattern, replacement, name)
+        renamed[name.replace(".attention.self.kv.", ".attn.kv.")] = tensor.float()
+    return renamed

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a training run on the disk: one safetensors file, replaced whole, from which the run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m3l_model.checkpoint import CheckpointError, read_tensors, write_tensors
+from m3l_model.learner import Learner
+from m3l_model.recipe import TrainConfig
+
+STATE_FILE = "state.safetensors"
+_FORMAT = "m3l-training"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must be the same for a run to go on.
+
+    Attributes:
+        config: the recipe.
+        seed: of the run.
+        classes: of the label set.
+        frames: a digest of the frames that are trained on.
+        weights: file or name of the weights it started from; None for none.
+    """
+
+    config: TrainConfig
+    seed: int
+    classes: tuple[str, ...]
+    frames: str
+    weights: str | None
+
+    def plain(self) -> dict[str, Any]:
+        """Give plain types for JSON."""
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return fields
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        steps: done.
+        best_step: after how many steps the best model so far was validated; None before the first validation.
+        best_miou: its robust mIoU.
+    """
+
+    steps: int = 0
+    best_step: int | None = None
+    best_miou: float | None = None
+
+
+def save_state(folder: Path, learner: Learner, identity: RunIdentity, progress: Progress) -> None:
+    """Write the state; it is replaced whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is still there.
+    """
+    header = {
+        "format": _FORMAT,
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "identity": json.dumps(identity.plain()),
+        "progress": json.dumps(dataclasses.asdict(progress)),
+        "scaler": json.dumps(learner.scaler),
+    }
+    write_tensors(folder / STATE_FILE, learner.state(), header)
+
+
+def load_state(folder: Path, learner: Learner, identity: RunIdentity) -> Progress:
+    """Read the state into a learner; warns where torch or its threads are others, so that figures may differ.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another run.
+    """
+    path = folder / STATE_FILE
+    tensors, header = read_tensors(path)
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: not the state of a training run; remove {folder} and start anew")
+    try:
+        found = json.loads(header["identity"])
+        progress = Progress(**json.loads(header["progress"]))
+        scaler = json.loads(header["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} and start anew") from error
+    _require_same(path, found, identity.plain())
+    for what, now in (("torch", torch.__version__), ("threads", str(torch.get_num_threads()))):
+        if header.get(what) != now:
+            _logger.warning(
+                "%s: written with %s %s, now %s: the result may differ in its last digits",
+                path,
+                what,
+                header.get(what),
+                now,
+            )
+    try:
+        learner.load_state(tensors, scaler)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit this recipe's network: {error}") from error
+    return progress
+
+
+def _require_same(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    flat = [({**run, **run.get("config", {})}) for run in (found, asked)]
+    for name in asked.keys() - {"config"} | asked["config"].keys():
+        before, now = (run.get(name) for run in flat)
+        if before != now:
+            what = "the frames that are trained on" if name == "frames" else name
+            values = "" if name in ("frames", "classes") else f" ({before}, now {now})"
+            raise CheckpointError(
+                f"{path}: {what} changed{values}; go on with what the run started with, or choose another --out"
+            )

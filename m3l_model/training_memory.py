@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a training step takes, about, and whether the machine has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from m3l_model.errors import M3LError
+from m3l_model.recipe import TrainConfig
+
+_MEMORY_INFO = Path("/proc/meminfo")
+
+_BYTES_OF_PIXEL = {
+    "mit_b0": 2620,
+    "mit_b1": 4750,
+    "mit_b2": 8260,
+    "mit_b3": 12290,
+    "mit_b4": 17300,
+    "mit_b5": 20600,
+}
+"""What a sample's pixel takes, both modalities: half more than is kept for the gradients, as was measured of mit_b0."""
+
+_BYTES_OF_PIXEL_AND_CLASS = 16
+"""Of one output's logits at full size, their softmax and its gradient."""
+
+_STATES = 5
+"""Copies of the parameters: student, gradients, two moments, teacher."""
+
+
+def step_bytes(config: TrainConfig, num_classes: int, parameters: int, size: tuple[int, int]) -> int:
+    """Estimate the memory of a step, in float32.
+
+    Args:
+        config: the recipe, of which all samples are in one process.
+        num_classes: C of the logits.
+        parameters: of the network.
+        size: height and width of what is trained on.
+    """
+    frames = config.step_frames(config.steps - 1)
+    samples = sum(frames) + (config.labelled_batch if config.second_labelled == "same" else 0)
+    pixel = _BYTES_OF_PIXEL[config.backbone] + _BYTES_OF_PIXEL_AND_CLASS * num_classes
+    return samples * size[0] * size[1] * pixel + 4 * _STATES * parameters
+
+
+def check_memory(needed: int, config: TrainConfig, device: torch.device) -> None:
+    """See that a step fits into the memory that is free.
+
+    Args:
+        needed: bytes, of one process.
+        config: names what could be smaller.
+        device: where the step is to be done.
+
+    Raises:
+        M3LError: it does not; says what would.
+    """
+    free = _free_bytes(device)
+    if free is None or needed <= free:
+        return
+    share = free / needed
+    side = f"short_side {config.short_side}" if config.short_side else "the images"
+    raise M3LError(
+        f"a training step takes about {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free; scale "
+        f"labelled_batch {config.labelled_batch} and unlabelled_batch {config.unlabelled_batch} by about "
+        f"{share:.2f}, or {side} by {share**0.5:.2f}, or take a smaller backbone than {config.backbone}"
+    )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = _MEMORY_INFO.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

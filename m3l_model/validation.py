@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run looks at now and then: its validation scores, and pictures of what the networks say."""
+
+from __future__ import annotations
+
+import copy
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from m3l_model.bag_dataset import RgbdBagDataset
+from m3l_model.evaluation import Scores, evaluate
+from m3l_model.labels import LabelSet
+from m3l_model.predictor import Predictor
+from m3l_model.preprocessing import to_metres
+from m3l_model.segmenter import LinearFusionSegmenter
+
+PANEL_HEIGHT = 120
+
+
+def validate(
+    model: LinearFusionSegmenter, dataset: RgbdBagDataset, positions: npt.NDArray[np.intp]
+) -> Scores:
+    """Score a network that goes on being trained, in float32, at the images' own size.
+
+    Args:
+        model: the network; stays as it is.
+        dataset: frames as they were recorded, with labels.
+        positions: (V,) of those to score.
+    """
+    predictor = _predictor(model)
+    return evaluate(predictor, (dataset[position] for position in positions.tolist()))
+
+
+def panels(
+    student: LinearFusionSegmenter,
+    teacher: LinearFusionSegmenter,
+    dataset: RgbdBagDataset,
+    positions: npt.NDArray[np.intp],
+    labels: LabelSet,
+) -> npt.NDArray[np.uint8]:
+    """Draw a row for each frame: colour, depth, the teacher's labels, the student's without depth and without colour.
+
+    Args:
+        student, teacher: networks; stay as they are.
+        dataset: frames as they were recorded.
+        positions: of the frames to show.
+        labels: gives the classes their colours.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    taught, learnt = _predictor(teacher), _predictor(student)
+    rows = []
+    for position in positions.tolist():
+        sample = dataset[position]
+        depth = None if sample.missing[1] else sample.depth
+        tiles = [sample.rgb, _depth_image(sample.depth)]
+        for predictor, rgb, seen in (
+            (taught, sample.rgb, depth),
+            (learnt, sample.rgb, None),
+            *([] if depth is None else [(learnt, None, depth)]),
+        ):
+            tiles.append(labels.colorize(predictor.predict(rgb, seen, with_confidence=False).labels))
+        if depth is None:
+            tiles.append(np.zeros_like(sample.rgb))
+        rows.append(np.hstack([_tile(image, sample.rgb.shape[:2]) for image in tiles]))
+    return np.vstack(rows)
+
+
+def _predictor(model: LinearFusionSegmenter) -> Predictor:
+    device = next(model.parameters()).device
+    own = copy.deepcopy(model).float().eval()
+    return Predictor(own, str(device), "fp32")
+
+
+def _depth_image(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Grey levels, near bright, holes black."""
+    metres = to_metres(depth)
+    far = float(metres.max()) or 1.0
+    grey = np.where(metres > 0, 255 - 200 * metres / far, 0)
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _tile(image: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    width = max(1, round(PANEL_HEIGHT * shape[1] / shape[0]))
+    scaled = cv2.resize(image, (width, PANEL_HEIGHT), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(scaled, np.uint8)

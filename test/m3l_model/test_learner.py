@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from training_samples import batches, blocks, small
+
+from m3l_model import LinearFusionSegmenter, Predictor
+from m3l_model.labels import LabelSet
+from m3l_model.learner import Learner, StepResult, update_teacher
+from m3l_model.recipe import TrainConfig, load_config
+from m3l_model.training import learn, new_network
+
+LABELS = LabelSet.generic(3)
+
+
+def test_teacher_starts_as_the_student_and_then_follows_slowly() -> None:
+    teacher, student = LinearFusionSegmenter(num_classes=3), LinearFusionSegmenter(num_classes=3)
+    update_teacher(teacher, student, step=0, decay=0.99)
+    assert all(torch.equal(v, student.state_dict()[k]) for k, v in teacher.state_dict().items())
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    with torch.no_grad():
+        for name, tensor in student.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif not name.endswith("running_var"):
+                tensor.add_(1)
+    for step, moved in ((1, 0.5), (99999, 0.5 + 0.5 * 0.01)):
+        update_teacher(teacher, student, step, decay=0.99)
+        for name, tensor in teacher.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                assert tensor == 7
+            elif not name.endswith("running_var"):
+                torch.testing.assert_close(tensor, before[name] + moved, msg=name)
+
+
+def learner_of(config: TrainConfig, seed: int = 0) -> tuple[Learner, Fabric]:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return Learner(config, new_network(config, LABELS, seed), fabric), fabric
+
+
+def steps_of(config: TrainConfig, seed: int = 0, **samples: int) -> tuple[Learner, list[StepResult]]:
+    learner, fabric = learner_of(config, seed)
+    results = [result for result, _ in learn(learner, batches(config, seed, **samples), seed, 0, fabric)]
+    return learner, results
+
+
+@pytest.mark.parametrize(
+    "recipe", ["m3l", "m3l_paper", "mean_teacher", "mean_teacher_dropout", "rgb_mean_teacher"]
+)
+def test_only_the_student_gets_gradients_and_losses_are_finite(recipe: str) -> None:
+    learner, results = steps_of(small(load_config(recipe)))
+    assert learner.teacher is not None
+    assert learner.model is learner.teacher
+    assert learner.network.training
+    assert learner.teacher.training == (recipe == "m3l_paper")
+    assert not learner.teacher.decoder.bn.training
+    assert not any(p.requires_grad or p.grad is not None for p in learner.teacher.parameters())
+    assert all(p.grad is not None for p in learner.network.parameters() if p.requires_grad)
+    assert all(np.isfinite((r.loss_supervised, r.loss_pseudo)).all() and r.loss_pseudo > 0 for r in results)
+
+
+@pytest.mark.parametrize("recipe", ["supervised", "supervised_dropout", "rgb_supervised"])
+def test_without_a_teacher_the_student_is_kept(recipe: str) -> None:
+    learner, results = steps_of(small(load_config(recipe)))
+    assert learner.teacher is None
+    assert learner.model is learner.network
+    assert all(result.loss_pseudo == 0 for result in results)
+
+
+def test_batch_norm_learns_or_is_frozen_and_the_teacher_s_follows() -> None:
+    for recipe, learns in (("m3l", True), ("m3l_paper", False)):
+        learner, _ = steps_of(small(load_config(recipe)))
+        assert learner.teacher is not None
+        for network in (learner.network, learner.teacher):
+            mean = network.decoder.bn.running_mean
+            assert mean is not None
+            assert bool(mean.any()) == learns
+
+
+def test_a_model_of_colour_answers_by_its_rgb_branch() -> None:
+    learner, _ = steps_of(small(load_config("rgb_mean_teacher")))
+    images = torch.randn(2, 3, 32, 48)
+    outputs = learner.model.eval()(images, images, torch.tensor([[False, True]] * 2))
+    torch.testing.assert_close(outputs.fused, outputs.rgb)
+    other = learner.model(images, -images, torch.tensor([[False, False]] * 2))
+    torch.testing.assert_close(other.rgb, outputs.rgb)
+
+
+@pytest.mark.parametrize("recipe", ["m3l", "supervised"])
+def test_the_seed_decides_everything(recipe: str) -> None:
+    config = small(load_config(recipe))
+    assert steps_of(config, 1)[1] == steps_of(config, 1)[1]
+    assert steps_of(config, 1)[1] != steps_of(config, 2)[1]
+
+
+def test_pseudo_labels_leave_out_what_the_teacher_doubts() -> None:
+    config = small(load_config("m3l"), pseudo_threshold=1.0)
+    assert all(result.pseudo_share == result.loss_pseudo == 0 for result in steps_of(config)[1])
+
+
+def test_a_learner_goes_on_from_its_state_to_the_same_bits() -> None:
+    config = small(load_config("m3l"), steps=5)
+    whole, _ = steps_of(config)
+    first, fabric = learner_of(config)
+    frames = list(batches(config))
+    results = learn(first, iter(frames), 0, 0, fabric)
+    for _ in range(2):
+        next(results)
+    second, fabric = learner_of(config, seed=9)
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()}, first.scaler)
+    list(learn(second, iter(frames[2:]), 0, 2, fabric))
+    expected = whole.state()
+    assert expected.keys() == second.state().keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.state().items())
+
+
+def test_half_precision_trains_too() -> None:
+    config = small(load_config("m3l"))
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    learner = Learner(config, new_network(config, LABELS, 0), fabric)
+    results = [result for result, _ in learn(learner, batches(config), 0, 0, fabric)]
+    exact = steps_of(config)[1]
+    assert all(p.dtype == torch.float32 for p in learner.network.parameters())
+    assert results[0] != exact[0]
+    assert results[0].loss_supervised == pytest.approx(exact[0].loss_supervised, rel=0.05)
+
+
+def test_learns_blocks_that_colour_and_depth_tell() -> None:
+    schedule = {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 5, "pseudo_start": 30, "pseudo_ramp": 10}
+    config = small(load_config("m3l"), labelled_batch=4, **schedule)
+    learner, results = steps_of(config, count=24, labelled=20)
+    assert results[-1].loss_supervised < results[0].loss_supervised
+    predictor = Predictor(learner.network, "cpu")
+
+    def accuracy(use_rgb: bool, use_depth: bool) -> float:
+        frames = zip(*blocks(4, seed=5), strict=True)
+        masks = [
+            (predictor.predict(rgb if use_rgb else None, depth if use_depth else None).labels, truth)
+            for rgb, depth, truth in frames
+        ]
+        return float(np.mean([mask == truth for mask, truth in masks]))
+
+    assert accuracy(use_rgb=True, use_depth=True) > 0.9
+    assert accuracy(use_rgb=True, use_depth=False) > 0.9
+    assert accuracy(use_rgb=False, use_depth=True) > 0.6  # chance is a third

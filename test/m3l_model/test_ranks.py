@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes compute what one does: each test starts them as torchrun would, over gloo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training_kills import write_bag
+
+from m3l_model.checkpoint import read_tensors
+from m3l_model.run_log import read_log
+from m3l_model.run_state import STATE_FILE
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+
+
+def run(ranks: int, *arguments: str) -> dict[str, object]:
+    """Start the worker in so many processes; give what the first one prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    result = subprocess.run([*command, str(WORKER), *arguments], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def test_sigterm_to_the_first_of_two_processes_stops_both_with_their_state(tmp_path: Path) -> None:
+    write_bag(tmp_path / "bag")
+    (tmp_path / "recipe.yaml").write_text(
+        "{mean_teacher: true, short_side: 32, crop: 1.0, steps: 5000, labelled_batch: 2, unlabelled_batch: 2}"
+    )
+    (tmp_path / "labels.yaml").write_text(
+        "{name: two, classes: [{name: a, color: [1, 2, 3], ids: [0]}, {name: b, color: [4, 5, 6], ids: [1, 2]}]}"
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "m3l_model", "train", "--bag", "bag", "--label-set", "labels.yaml"]
+    command += ["--config", "recipe.yaml", "--out", str(out), "--device", "cpu", "--devices", "2"]
+    command += ["--workers", "0", "--save-every", "1"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        ends = time.monotonic() + 150
+        while not (out / STATE_FILE).exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < ends, "no state was written"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said, errors = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors[-3000:]
+    assert said.startswith("stopped early; go on with --resume")
+    done = json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["steps"]
+    assert [line["step"] for line in read_log(out)] == list(range(done))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("64-true", 1e-9)])
+@pytest.mark.parametrize("recipe", ["m3l", "m3l_paper"])
+def test_two_processes_compute_the_same_losses_and_statistics(
+    recipe: str, precision: str, tolerance: float
+) -> None:
+    one, two = (run(ranks, recipe, precision) for ranks in (1, 2))
+    assert two["ranks"] == 2
+    for name in ("losses", "running_mean", "running_var"):
+        assert two[name] == pytest.approx(one[name], rel=tolerance, abs=tolerance * 1e-3), name

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m3l_model import M3LError
+from m3l_model.recipe import StepFrames, TrainConfig, load_config
+from m3l_model.resources import share_path
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("pseudo_ramp", 0),
+        ("labelled_batch", -1),
+        ("backbone", "resnet50"),
+        ("learning_rate", 0.0),
+        ("ema_decay", 1.5),
+        ("scales", (1.5, 0.5)),
+        ("crop", 0.01),
+        ("masking", "none"),
+        ("modalities", "rgb"),
+    ],
+)
+def test_impossible_recipes_are_refused(field: str, value: object) -> None:
+    with pytest.raises(M3LError, match=field):
+        load_config("m3l", **{field: value})
+
+
+def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(M3LError, match=r"nowhere\.yaml"):
+        load_config("nowhere")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("mean_teacher: true\nlerning_rate: 1\n")
+    with pytest.raises(M3LError, match=r"mine\.yaml: unknown recipe fields \(lerning_rate\)"):
+        load_config(str(recipe))
+    for field in (
+        "learning_rate: 2e-3",
+        "steps: 1.5",
+        "mean_teacher: 1",
+        "masking: some",
+        "short_side: wide",
+        "scales: [1]",
+        "backbone: 3",
+    ):
+        recipe.write_text(f"mean_teacher: true\n{field}\n")
+        with pytest.raises(M3LError, match=rf"mine\.yaml: {field.partition(':')[0]} cannot be"):
+            load_config(str(recipe))
+    recipe.write_text("mean_teacher: true\nshort_side: 8\n")
+    with pytest.raises(M3LError, match="short_side"):
+        load_config(str(recipe))
+
+
+def test_all_recipes_of_the_package_are_valid() -> None:
+    names = {path.stem for path in share_path("config/train").glob("*.yaml")}
+    assert {
+        "supervised",
+        "supervised_dropout",
+        "mean_teacher",
+        "mean_teacher_dropout",
+        "m3l",
+        "m3l_paper",
+        "rgb_supervised",
+        "rgb_mean_teacher",
+    } <= names
+    for name in names:
+        load_config(name)
+
+
+def test_a_step_reads_what_its_losses_use() -> None:
+    late = {"steps": 6, "labelled_batch": 3, "unlabelled_batch": 2, "pseudo_start": 3, "pseudo_ramp": 1}
+    config = load_config("m3l", **late)
+    assert [config.step_frames(step) for step in range(6)] == [(3, 3, 0)] * 3 + [(3, 3, 2)] * 3
+    assert load_config("supervised", labelled_batch=3).step_frames(5) == (3, 0, 0)
+    assert load_config("m3l_paper", labelled_batch=3, unlabelled_batch=2).step_frames(0) == (3, 0, 2)
+
+
+def test_processes_share_every_kind_of_a_step_s_frames() -> None:
+    step = StepFrames(4, 2, 6)
+    assert step.of_rank(0, 1) == ([0, 1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11])
+    assert step.of_rank(0, 2) == ([0, 1], [4], [6, 7, 8])
+    assert step.of_rank(1, 2) == ([2, 3], [5], [9, 10, 11])
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = TrainConfig(mean_teacher=False, learning_rate=1.0, warmup_steps=10, steps=100)
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(rates[9]) == pytest.approx(0.91**0.9)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
