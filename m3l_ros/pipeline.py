@@ -150,6 +150,11 @@ class Pipeline:
                 throttle_duration_sec=_LOG_EVERY,
             )
 
+    def wait_until_idle(self) -> None:
+        """Wait until no frame is left that was submitted and is neither segmented nor skipped nor dropped."""
+        if self._worker is not None:
+            self._worker.wait_until_idle()
+
     def discard(self, frames: list[Frame]) -> None:
         """Count frames that nobody will segment, because the node is no longer active."""
         for frame in frames:

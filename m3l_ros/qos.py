@@ -25,6 +25,9 @@ NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 MASK_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=5)
 """Of what the node publishes for every frame."""
 
+RECEIPT_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=10)
+"""Of what a replay waits for before it goes on."""
+
 LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
@@ -45,6 +48,7 @@ __all__ = [
     "MASK_QOS",
     "NO_PUBLISHER_EVENTS",
     "NO_SUBSCRIPTION_EVENTS",
+    "RECEIPT_QOS",
     "SubscriptionEventCallbacks",
     "UnsupportedEventTypeError",
     "input_qos",

@@ -27,6 +27,7 @@ class FrameWorker(Generic[T]):
         self._frames: deque[T] = deque()
         self._interludes: deque[Callable[[], None]] = deque()
         self._condition = threading.Condition()
+        self._handling = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segmentation", daemon=True)
         self._thread.start()
@@ -47,7 +48,7 @@ class FrameWorker(Generic[T]):
                     return frame
                 displaced = self._frames.popleft()
             self._frames.append(frame)
-            self._condition.notify()
+            self._condition.notify_all()
             return displaced
 
     def between_frames(self, action: Callable[[], None]) -> None:
@@ -63,8 +64,13 @@ class FrameWorker(Generic[T]):
 
         with self._condition:
             self._interludes.append(interlude)
-            self._condition.notify()
+            self._condition.notify_all()
         done.wait()
+
+    def wait_until_idle(self) -> None:
+        """Wait until every frame that was accepted is handled, or the worker is stopped."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopping or not (self._frames or self._handling))
 
     def stop(self, timeout: float | None = None) -> list[T]:
         """Let the frame in hand be finished and end the thread; returns the frames that were still waiting.
@@ -76,18 +82,21 @@ class FrameWorker(Generic[T]):
             self._stopping = True
             left = list(self._frames)
             self._frames.clear()
-            self._condition.notify()
+            self._condition.notify_all()
         self._thread.join(timeout)
         return left
 
     def _run(self) -> None:
         while True:
             with self._condition:
+                self._handling = False
+                self._condition.notify_all()
                 self._condition.wait_for(lambda: self._frames or self._interludes or self._stopping)
                 if self._stopping:
                     return
                 interlude = self._interludes.popleft() if self._interludes else None
                 frame = None if interlude else self._frames.popleft()
+                self._handling = interlude is None
             if interlude:
                 interlude()
             else:
