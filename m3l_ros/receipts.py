@@ -19,7 +19,9 @@ from m3l_ros.qos import NO_PUBLISHER_EVENTS, RECEIPT_QOS
 
 RECEIPT = "segmentation/receipt"
 CLOCK = "/clock"
-_ANY_STEP = Duration(nanoseconds=1)
+_ANY_STEP = JumpThreshold(
+    min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1), on_clock_change=True
+)
 
 
 class Receipts:
@@ -43,8 +45,7 @@ class Receipts:
             TimeReference, RECEIPT, RECEIPT_QOS, event_callbacks=NO_PUBLISHER_EVENTS
         )
         self._time_set = node.create_guard_condition(self._on_time, group)
-        threshold = JumpThreshold(min_forward=_ANY_STEP, min_backward=-_ANY_STEP, on_clock_change=True)
-        self._jumps = self._clock.create_jump_callback(threshold, post_callback=self._on_jump)
+        self._jumps = self._clock.create_jump_callback(_ANY_STEP, post_callback=self._on_jump)
 
     def wanted(self) -> bool:
         """Whether somebody waits for them, and so moves the clock by hand."""
