@@ -162,7 +162,8 @@ class FrameSource:
         if recorded is None:
             return Seen(None, None)
         seen = Seen(recorded.frame.rgb, self.read_depth(int(decision["depth"])))
-        return scenario.see(seen, seed, recorded.frame.stamp_ns, self.start_ns)
+        stamps_ns = recorded.frame.stamp_ns, int(decision["depth_stamp_ns"])
+        return scenario.see(seen, seed, stamps_ns, self.start_ns)
 
 
 def can_be_segmented(seen: Seen) -> bool:

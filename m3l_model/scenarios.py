@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The conditions that a model is evaluated under: what happens to the depth stream, and to the images.
 
-Everything random is drawn from seed, scenario and, for images, header stamp: a frame looks the same whenever and
-wherever it is evaluated.
+Everything random is drawn from seed, scenario and, for images, their own header stamp: an image looks the same
+whenever and wherever it is used, offline or on its way to the live node.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Scenario:
         name: of the command line and of reports.
         description: for people.
         stream: changes which depth images arrive, when, and with which stamp; None: as recorded.
-        images: changes the images of a frame; None: as recorded.
+        images: changes the images, one at a time, with None for the other; None: as recorded.
         drop_rate: share of the time without depth, for the curve over it; None where that is not what it varies.
     """
 
@@ -62,19 +62,24 @@ class Scenario:
         """Give the images of a bag, (N,) of ``bag_frames.ARRIVAL``, as they reach the synchronizer here."""
         return arrivals if self.stream is None else self.stream(arrivals, _generator(seed, self.name))
 
-    def see(self, seen: Seen, seed: int, stamp_ns: int, start_ns: int) -> Seen:
+    def see(self, seen: Seen, seed: int, stamps_ns: tuple[int, int], start_ns: int) -> Seen:
         """Give the images of a frame as the model gets them here.
 
         Args:
             seen: as recorded.
             seed: of the evaluation.
-            stamp_ns: header stamp of the frame.
+            stamps_ns: header stamps of the colour and of the depth image.
             start_ns: that of the bag's first frame.
         """
         if self.images is None:
             return seen
-        rng = _generator(seed, self.name, stamp_ns % (1 << 64))
-        return self.images(seen, Moment(rng, (stamp_ns - start_ns) * 1e-9))
+        rgb, depth = (
+            Moment(_generator(seed, self.name, each, stamp % (1 << 64)), (stamp - start_ns) * 1e-9)
+            for each, stamp in enumerate(stamps_ns)
+        )
+        return Seen(
+            self.images(Seen(seen.rgb, None), rgb).rgb, self.images(Seen(None, seen.depth), depth).depth
+        )
 
 
 def chosen_scenarios(names: Sequence[str] | None) -> tuple[Scenario, ...]:
