@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import TimeReference
 
 from m3l_model.errors import M3LError
-from m3l_ros.qos import RECEIPT_QOS
+from m3l_ros.qos import ACCOUNT_QOS
 from m3l_ros.receipts import CLOCK, RECEIPT
+from m3l_ros.stamps import to_ns, to_time
 
 _REPEAT_PERIOD = 0.2
 _ANSWER_TIMEOUT = 60.0
@@ -42,7 +44,10 @@ class LockStep:
         self._receipts: list[tuple[str, int, int]] = []  # source, stamp, the node's time
         self._awaited: frozenset[str] = frozenset()
         self._clock = node.create_publisher(Clock, CLOCK, 10)
-        self._subscription = node.create_subscription(TimeReference, RECEIPT, self._on_receipt, RECEIPT_QOS)
+        self._receipt_topic = node.resolve_topic_name(RECEIPT)
+        self._subscription: Subscription | None = node.create_subscription(
+            TimeReference, RECEIPT, self._on_receipt, ACCOUNT_QOS
+        )
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
 
@@ -119,6 +124,16 @@ class LockStep:
         if self._now_ns is not None:
             self.advance(self._now_ns + 2 * _LONGEST_WAIT_NS)
 
+    def let_go(self) -> None:
+        """Ask for receipts no more, after ``meet``: from then on the node works as it would on a robot."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def tick(self, now_ns: int) -> None:
+        """Set the node's clock, and do not wait."""
+        self._clock.publish(Clock(clock=to_time(now_ns)))
+
     def spin_until(self, condition: Callable[[], object], timeout: float) -> bool:
         """Serve the node's subscriptions until the condition holds; whether it did in time."""
         deadline = time.monotonic() + timeout
@@ -132,14 +147,12 @@ class LockStep:
     def close(self) -> None:
         """Leave the node."""
         self._executor.shutdown()
-        self._node.destroy_subscription(self._subscription)
+        self.let_go()
         self._node.destroy_publisher(self._clock)
 
     def _set_clock(self, now_ns: int, patience: float) -> bool:
-        message = Clock()
-        message.clock.sec, message.clock.nanosec = divmod(now_ns, 1_000_000_000)
         self._receipts.clear()
-        self._clock.publish(message)
+        self.tick(now_ns)
         if not self.spin_until(lambda: (CLOCK, 0, now_ns) in self._receipts, patience):
             return False
         self._now_ns = now_ns
@@ -153,18 +166,11 @@ class LockStep:
                 raise LockStepError(complaint())
 
     def _on_receipt(self, msg: TimeReference) -> None:
-        stamp, time_ref = msg.header.stamp, msg.time_ref
-        self._receipts.append(
-            (
-                msg.source,
-                stamp.sec * 1_000_000_000 + stamp.nanosec,
-                time_ref.sec * 1_000_000_000 + time_ref.nanosec,
-            )
-        )
+        self._receipts.append((msg.source, to_ns(msg.header.stamp), to_ns(msg.time_ref)))
 
     def _answering(self) -> list[str]:
         """Full names of the nodes that give receipts."""
-        publishers = self._node.get_publishers_info_by_topic(self._subscription.topic_name)
+        publishers = self._node.get_publishers_info_by_topic(self._receipt_topic)
         return [_full_name(each) for each in publishers]
 
     def _hears(self, publisher: Publisher) -> bool:
@@ -175,14 +181,14 @@ class LockStep:
 
     def _who_is_missing(self, timeout: float) -> str:
         return (
-            f"no node answered on {self._subscription.topic_name} within {timeout:g} s: is the segmentation node "
+            f"no node answered on {self._receipt_topic} within {timeout:g} s: is the segmentation node "
             "active, and in this namespace and ROS_DOMAIN_ID? (-r segmentation/receipt:=TOPIC names another)"
         )
 
     def _who_does_not_listen(self, publishers: Sequence[Publisher]) -> str:
         names = ", ".join(self._answering())
         if len(self._answering()) > 1:
-            return f"several nodes answer on {self._subscription.topic_name}: {names}; step one at a time"
+            return f"several nodes answer on {self._receipt_topic}: {names}; step one at a time"
         topics = ", ".join(each.topic_name for each in publishers if not self._hears(each))
         return f"the node {names} does not listen to {topics}; remap the one to the other"
 

@@ -17,7 +17,7 @@ from std_msgs.msg import Header, String
 from m3l_model.labels import LabelSet
 from m3l_model.sync import Frame
 from m3l_ros.parameters import OUTPUTS, NodeParameters
-from m3l_ros.qos import LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
+from m3l_ros.qos import ACCOUNT_QOS, LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
 
 if TYPE_CHECKING:
     from m3l_model.predictor import Prediction
@@ -28,6 +28,7 @@ except ImportError:
     LabelInfo = None
 
 MASK, COLOR, OVERLAY, CONFIDENCE, CAMERA_INFO = OUTPUTS
+DECISION = "segmentation/decision"
 
 
 class Outputs:
@@ -53,7 +54,7 @@ class Outputs:
             for name in OUTPUTS
         }
         self._decisions = node.create_publisher(
-            TimeReference, "segmentation/decision", MASK_QOS, event_callbacks=NO_PUBLISHER_EVENTS
+            TimeReference, DECISION, ACCOUNT_QOS, event_callbacks=NO_PUBLISHER_EVENTS
         )
         self._classes, self._label_info = (
             None

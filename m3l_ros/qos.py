@@ -25,8 +25,8 @@ NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 MASK_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=5)
 """Of what the node publishes for every frame."""
 
-RECEIPT_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=10)
-"""Of what a replay waits for before it goes on."""
+ACCOUNT_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=100)
+"""Of decisions and receipts, which are small and come many at a time."""
 
 LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
@@ -43,12 +43,12 @@ CAMERA_INFO_QOS = QoSProfile(
 
 
 __all__ = [
+    "ACCOUNT_QOS",
     "CAMERA_INFO_QOS",
     "LATCHED_QOS",
     "MASK_QOS",
     "NO_PUBLISHER_EVENTS",
     "NO_SUBSCRIPTION_EVENTS",
-    "RECEIPT_QOS",
     "SubscriptionEventCallbacks",
     "UnsupportedEventTypeError",
     "input_qos",

@@ -15,7 +15,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import TimeReference
 from std_msgs.msg import Header
 
-from m3l_ros.qos import NO_PUBLISHER_EVENTS, RECEIPT_QOS
+from m3l_ros.qos import ACCOUNT_QOS, NO_PUBLISHER_EVENTS
 
 RECEIPT = "segmentation/receipt"
 CLOCK = "/clock"
@@ -42,7 +42,7 @@ class Receipts:
         self._clock = node.get_clock()
         self._settle = settle
         self._publisher = node.create_publisher(
-            TimeReference, RECEIPT, RECEIPT_QOS, event_callbacks=NO_PUBLISHER_EVENTS
+            TimeReference, RECEIPT, ACCOUNT_QOS, event_callbacks=NO_PUBLISHER_EVENTS
         )
         self._time_set = node.create_guard_condition(self._on_time, group)
         self._jumps = self._clock.create_jump_callback(_ANY_STEP, post_callback=self._on_jump)

@@ -25,6 +25,7 @@ from m3l_model.errors import M3LError
 from m3l_ros.faults import FaultInjector, Stream
 from m3l_ros.faulty_camera import FaultyCamera, Offer
 from m3l_ros.lock_step import LockStep
+from m3l_ros.stamps import to_time
 
 _CLOCK = "/clock"
 _TF_STATIC = "/tf_static"
@@ -256,9 +257,7 @@ class BagPlayer:
 
     def _publish_clock(self, offset: float) -> None:
         assert self._clock is not None
-        message = Clock()
-        message.clock.sec, message.clock.nanosec = divmod(self._start_ns + round(offset * 1e9), 1_000_000_000)
-        self._clock.publish(message)
+        self._clock.publish(Clock(clock=to_time(self._start_ns + round(offset * 1e9))))
 
     def _is_withheld(self, message: RawMessage, offset: float) -> bool:
         topic = self._depth_topic

@@ -15,6 +15,7 @@ from rclpy.node import Node
 
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
 from m3l_ros.providers import SimpleFilter
+from m3l_ros.stamps import to_ns
 
 _CEILING_NS = 1_000_000_000
 _SIMULATED_TICK_NS = 10_000_000
@@ -87,7 +88,7 @@ class RgbdTimeSynchronizer(SimpleFilter):
                 return
             arrived = _Arrived(msg, time.monotonic_ns())
             self._arrivals.append(arrived.at_ns)
-            self._due.extend(self._core.add_rgb(_stamp_ns(msg), arrived, self._take_time()))
+            self._due.extend(self._core.add_rgb(to_ns(msg.header.stamp), arrived, self._take_time()))
             self._arm()
         self._deliver()
 
@@ -97,7 +98,7 @@ class RgbdTimeSynchronizer(SimpleFilter):
             if self._closed:
                 return
             arrived = _Arrived(msg, time.monotonic_ns())
-            self._due.extend(self._core.add_depth(_stamp_ns(msg), arrived, self._take_time()))
+            self._due.extend(self._core.add_depth(to_ns(msg.header.stamp), arrived, self._take_time()))
             self._arm()
         self._deliver()
 
@@ -213,7 +214,3 @@ class _Arrived(NamedTuple):
 def _unwrap(frame: Frame) -> Frame:
     rgb, depth = (None if image is None else image.msg for image in (frame.rgb, frame.depth))
     return frame._replace(rgb=rgb, depth=depth)
-
-
-def _stamp_ns(msg: Any) -> int:
-    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)
