@@ -86,6 +86,7 @@ setup(
             "info = m3l_model.commands.info",
             "node = m3l_ros.commands.node",
             "replay = m3l_ros.commands.replay",
+            "segment = m3l_model.commands.segment",
             "split = m3l_model.commands.split",
             "train = m3l_model.commands.train",
         ],

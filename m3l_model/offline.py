@@ -40,6 +40,8 @@ class OfflineFrame(NamedTuple):
         used: the modalities that the model used.
         seen: the images that the model got.
         truth: (H, W) uint8 class ids, ``IGNORE_ID`` where unknown; None where nobody has labelled it.
+        log_ns: log time of the colour image.
+        frame_id: of the colour image; '' where it is damaged.
     """
 
     stamp_ns: int
@@ -50,6 +52,8 @@ class OfflineFrame(NamedTuple):
     used: tuple[str, ...]
     seen: Seen
     truth: npt.NDArray[np.uint8] | None
+    log_ns: int
+    frame_id: str
 
 
 def run_offline(
@@ -94,6 +98,8 @@ def run_offline(
             prediction.used if prediction else (),
             seen,
             recorded.truth if recorded else None,
+            int(frames.index.messages["log_ns"][decision["rgb"]]),
+            recorded.frame.frame_id if recorded else "",
         )
 
 

@@ -7,7 +7,6 @@ import threading
 from array import array
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from rclpy.node import Node
@@ -15,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from std_msgs.msg import Header, String
 
 from m3l_model.labels import LabelSet
+from m3l_model.overlay import paint_over
 from m3l_model.sync import Frame
 from m3l_ros.parameters import OUTPUTS, NodeParameters
 from m3l_ros.qos import ACCOUNT_QOS, LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
@@ -119,9 +119,7 @@ class Outputs:
             if COLOR in wanted:
                 messages[COLOR] = image_message(header, "rgb8", color)
             if OVERLAY in wanted:
-                below = np.zeros_like(color) if rgb is None else rgb
-                painted = cv2.addWeighted(color, self._opacity, below, 1.0 - self._opacity, 0.0)
-                messages[OVERLAY] = image_message(header, "rgb8", painted)
+                messages[OVERLAY] = image_message(header, "rgb8", paint_over(rgb, color, self._opacity))
         for name, message in messages.items():
             self._publishers[name].publish(message)
 

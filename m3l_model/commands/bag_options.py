@@ -23,7 +23,7 @@ _LABELS_HELP = "labels beside the bags: a folder of PNGs, CVAT's zip or COCO's J
 def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``BAG...``, the topics, ``--slop`` and ``--no-cache``."""
     parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="rosbag2 folders or files")
-    _add_reading_arguments(parser)
+    add_reading_arguments(parser)
 
 
 def add_split_bag_arguments(parser: argparse.ArgumentParser, part: str) -> None:
@@ -45,10 +45,11 @@ def add_split_bag_arguments(parser: argparse.ArgumentParser, part: str) -> None:
     parser.add_argument(
         "--splits", type=Path, metavar="FILE", help=f"made by m3l split: take {part}, rather than all frames"
     )
-    _add_reading_arguments(parser)
+    add_reading_arguments(parser)
 
 
-def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the topics, ``--slop`` and ``--no-cache``."""
     add_topic_arguments(parser)
     parser.add_argument(
         "--slop",
