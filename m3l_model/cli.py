@@ -33,6 +33,7 @@ _REMEDIES = {
         ("apsw", "backports", "lz4"), "pip install 'm3l_ros[train]', or on a robot pip install rosbags"
     ),
     "cv2": "pip install 'm3l_ros[train]', or on a robot apt install python3-opencv",
+    "jinja2": "pip install 'm3l_ros[train]', or on a robot apt install python3-jinja2",
     "matplotlib": "pip install 'm3l_ros[train]', or on a robot apt install python3-matplotlib",
     "onnx": "pip install 'm3l_ros[onnx]'",
     "onnxruntime": "pip install 'm3l_ros[onnx]'",
