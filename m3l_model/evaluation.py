@@ -290,7 +290,7 @@ class _Pass:
                 seen = scenario.see(
                     Seen(recorded.frame.rgb, depths[key[0]]),
                     plan.seed,
-                    recorded.frame.stamp_ns,
+                    (recorded.frame.stamp_ns, int(decision["depth_stamp_ns"])),
                     source.start_ns,
                 )
                 if can_be_segmented(seen):

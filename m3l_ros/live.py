@@ -19,6 +19,7 @@ from tempfile import mkstemp
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
 import rclpy
 import torch
 from lifecycle_msgs.msg import Transition
@@ -29,7 +30,8 @@ from sensor_msgs.msg import Image, TimeReference
 
 from m3l_model.agreement import Agreement, Answer, compare, digest
 from m3l_model.bag_dataset import RgbdBagDataset
-from m3l_model.bag_frames import Pairing
+from m3l_model.bag_frames import BagFrames, Pairing
+from m3l_model.errors import M3LError
 from m3l_model.images import to_labels
 from m3l_model.offline import run_offline
 from m3l_model.predictor import PRECISIONS, Predictor
@@ -48,7 +50,8 @@ _START_TIMEOUT = 120.0
 _MASK_TIMEOUT = 60.0
 _SURPLUS_TIME = 0.5
 _CLOCK_PERIOD = 0.01
-_AFTER_THE_END = 2.0
+_AFTER_THE_END = 1.1
+"""By then every image has waited long enough for its depth."""
 _FORGET_TIME = 0.5
 """For the node to learn that nobody waits for its receipts any more."""
 _RESTART = (
@@ -87,6 +90,7 @@ def check_live(
     parameters = _parameters(predictor, checkpoint, frames.pairing)
     with LiveNode(parameters) as node:
         for scenario in scenarios:
+            begin = time.monotonic()
             offline = [
                 Answer(
                     frame.stamp_ns,
@@ -96,8 +100,27 @@ def check_live(
                 )
                 for frame in run_offline(dataset, predictor, scenario, seed, bag)
             ]
+            if rate is not None:
+                _check_rate(rate, len(offline) / (time.monotonic() - begin), frames)
             live = node.answer(LiveImages(frames, scenario, seed), offline, rate)
             yield scenario, compare(offline, live)
+
+
+def _check_rate(rate: float, held: float, frames: BagFrames) -> None:
+    """See that the node can keep up.
+
+    Args:
+        rate: seconds of the bag per second.
+        held: frames per second that this machine segments.
+        frames: of the bag.
+    """
+    seconds = np.ptp(frames.frames["log_ns"]) * 1e-9
+    highest = held * seconds / len(frames)
+    if rate > highest:
+        raise M3LError(
+            f"this machine segments {held:.1f} frames/s of {frames.index.path}, and so holds no rate above "
+            f"{highest:.2g}; --live alone needs no rate"
+        )
 
 
 def _parameters(predictor: Predictor, checkpoint: Path, pairing: Pairing) -> dict[str, object]:
@@ -160,7 +183,7 @@ class LiveNode:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
-        if exc_type is None:
+        if not isinstance(exc, LockStepError):
             self._log.unlink()
 
     def answer(self, images: LiveImages, expected: Sequence[Answer], rate: float | None) -> list[Answer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,13 @@ def open_bag(bag: Path, args: argparse.Namespace, labels_required: bool = True) 
     index = open_index(bag, args.cache)
     topics = chosen_topics(index, args, labels_required)
     return BagFrames(index, topics, chosen_pairing(args), args.cache)
+
+
+def without_labels(frames: BagFrames, args: argparse.Namespace) -> BagFrames:
+    """The same frames; nobody looks at their label images, which may be wrong or damaged."""
+    from m3l_model.bags import BagFrames
+
+    return BagFrames(frames.index, replace(frames.topics, label=None), frames.pairing, args.cache)
 
 
 def open_bags_of_splits(args: argparse.Namespace) -> tuple[list[BagFrames], Splits | None]:

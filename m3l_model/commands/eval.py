@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections import Counter
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +18,7 @@ from m3l_model.commands.bag_options import (
     non_negative,
     open_bags_of_splits,
     open_label_files,
+    without_labels,
 )
 from m3l_model.errors import M3LError
 
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 
 HELP = "score models on bags, with depth and without, late, noisy, or with colour gone, and write a report"
 EXIT_BELOW = 1
+IN_STEP = 0.0
 PROGRESS = "progress"
+LIVE_GROUP = "m3l.live"
+"""Entry points of the function ``check_live``, which m3l_ros has."""
 
 
 class Limit(NamedTuple):
@@ -83,6 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=positive, metavar="N", help="stop after N frames")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
+        "--live",
+        nargs="?",
+        type=rate,
+        const=IN_STEP,
+        metavar="RATE",
+        help="evaluate nothing, but play the bags to the live node under the scenarios, message by message or at this "
+        f"many seconds of the bag per second, and end with exit code {EXIT_BELOW} unless decisions and masks are the "
+        "offline ones; needs ROS",
+    )
+    parser.add_argument(
         "--fail-under",
         type=Limit.parse,
         action="append",
@@ -101,8 +117,19 @@ def positive(text: str) -> int:
     return number
 
 
+def rate(text: str) -> float:
+    """Read a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no rate above 0")
+    return number
+
+
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the headline and, with ``--out``, write the report."""
+    """Evaluate, print the headline and, with ``--out``, write the report; or compare with the live node."""
+    if args.live is not None:
+        return _run_live(args)
+
     from m3l_model.evaluation import common_labels
     from m3l_model.predictor import Predictor
 
@@ -113,6 +140,36 @@ def run(args: argparse.Namespace) -> int:
     _check_limits(args.fail_under, plan)
     summary = _evaluate(args, plan, predictors, checkpoints)
     return _judge(args.fail_under, summary)
+
+
+def _run_live(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from m3l_model.bag_dataset import RgbdBagDataset
+    from m3l_model.predictor import Predictor
+    from m3l_model.scenarios import RGB_MISSING, chosen_scenarios
+
+    [check_live] = [entry.load() for entry in entry_points(group=LIVE_GROUP)] or [None]
+    if check_live is None:
+        raise M3LError("--live needs m3l_ros, which is not installed with this m3l")
+    scenarios = [
+        scenario for scenario in chosen_scenarios(args.scenarios) if scenario.name != RGB_MISSING.name
+    ]
+    if len(scenarios) < len(chosen_scenarios(args.scenarios)):
+        print(f"{RGB_MISSING.name}: not played, as it depends on what is paired, and not on stamps")
+    bags, _ = open_bags_of_splits(args)
+    dataset = RgbdBagDataset([without_labels(bag, args) for bag in bags])
+    code = 0
+    for name, path in named(args.checkpoints).items():
+        predictor = Predictor.from_checkpoint(path, args.device)
+        for bag, frames in enumerate(dataset.bags):
+            checked = check_live(dataset, predictor, path, scenarios, args.seed, bag, args.live or None)
+            for scenario, agreement in tqdm(checked, total=len(scenarios), desc="live", unit="scenario"):
+                holds = agreement.holds(timed=args.live != IN_STEP)
+                code = code if holds else EXIT_BELOW
+                verdict = "" if holds else "NOT THE SAME: "
+                tqdm.write(f"{name}, {frames.index.name}, {scenario.name}: {verdict}{agreement}")
+    return code
 
 
 def named(checkpoints: list[Path]) -> dict[str, Path]:

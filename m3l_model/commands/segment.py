@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from m3l_model.commands.bag_options import add_reading_arguments, open_bag
+from m3l_model.commands.bag_options import add_reading_arguments, open_bag, without_labels
 
 HELP = "segment a bag as the node would, into a bag of masks, overlays and diagnostics beside the originals"
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from m3l_model.bag_dataset import RgbdBagDataset
-    from m3l_model.bags import BagFrames, BagReader
+    from m3l_model.bags import BagReader
     from m3l_model.errors import M3LError
     from m3l_model.offline import run_offline
     from m3l_model.predictor import Predictor
@@ -46,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from m3l_model.video import VideoWriter
 
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.precision)
-    frames = open_bag(args.bag, args)
-    frames = BagFrames(frames.index, replace(frames.topics, label=None), frames.pairing, args.cache)
+    frames = without_labels(open_bag(args.bag, args), args)
     if not len(frames):
         raise M3LError(f"{args.bag}: no colour image to segment")
     masks = 0
