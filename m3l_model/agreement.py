@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +104,8 @@ def compare(offline: Sequence[Answer], live: Iterable[Answer]) -> Agreement:
     return Agreement(
         frames=len(offline),
         outage_edges=sum(
-            (before is None) != (after.depth_stamp_ns is None)
-            for before, after in zip(
-                [0, *(answer.depth_stamp_ns for answer in offline)], offline, strict=False
-            )
+            (before.depth_stamp_ns is None) != (after.depth_stamp_ns is None)
+            for before, after in pairwise(offline)
         ),
         unanswered=tuple(stamp for stamp, turn in expected if (stamp, turn) not in found),
         surplus=tuple(stamp for stamp, turn in found if (stamp, turn) not in expected),
