@@ -84,7 +84,9 @@ def headless_page() -> Iterator[Page]:
     )
     try:
         assert driver.stdout is not None
-        started = next(match for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line)))
+        started = next(
+            match for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line))
+        )
         page = Page(int(started[1]))
         try:
             yield page
