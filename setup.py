@@ -35,7 +35,7 @@ IMAGES = [
     "lz4",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
-TEST = ["hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4"]
+TEST = ["hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4", "torchmetrics>=1.4"]
 
 setup(
     name=NAME,

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 RESAMPLES = 1000
 LEVEL = 0.95
-LEAST_BLOCKS = 2
+LEAST_BLOCKS = 5
+"""With fewer, their resamples say little."""
 
 
 class Interval(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m3l_model.bag_frames import REASONS
-from m3l_model.bootstrap import LEVEL, RESAMPLES
+from m3l_model.bootstrap import LEAST_BLOCKS, LEVEL, RESAMPLES
 from m3l_model.evaluation import FRAME_SCORE, Evaluation
 from m3l_model.evaluation_plan import BLOCK_FRAMES, BLOCK_SECONDS, EvaluationPlan
 from m3l_model.evaluation_summary import Summary
@@ -73,6 +73,7 @@ def describe(
             "block": f"{BLOCK_SECONDS:g} s"
             if any(block.video for block in plan.blocks)
             else f"{BLOCK_FRAMES} frames",
+            "least_blocks": LEAST_BLOCKS,
             "resamples": RESAMPLES,
             "level": LEVEL,
         },

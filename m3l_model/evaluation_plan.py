@@ -14,7 +14,7 @@ from m3l_model.bag_frames import BagFrames
 from m3l_model.errors import M3LError
 from m3l_model.import_plan import OWN_START_NS
 from m3l_model.offline import DECISION, decide
-from m3l_model.scenarios import Scenario
+from m3l_model.scenarios import CLEAN, Scenario
 from m3l_model.splits import Splits
 
 BLOCK_SECONDS = 5.0
@@ -95,7 +95,7 @@ def plan_evaluation(
     """Plan the evaluation of some samples of a data set.
 
     Raises:
-        M3LError: there are none, or a bag cannot be read.
+        M3LError: there are none, none has depth, or a bag cannot be read.
     """
     if not len(positions):
         raise M3LError("no frame to evaluate; ask for at least one")
@@ -111,6 +111,13 @@ def plan_evaluation(
                     bag, of_bag[part], decisions[:, part], accepted[:, part], not _is_image_set(frames)
                 )
                 blocks.append(block)
+    names = [scenario.name for scenario in scenarios]
+    recorded = names.index(CLEAN.name) if CLEAN.name in names else 0
+    if not any((block.decisions["depth"][recorded] >= 0).any() for block in blocks):
+        raise M3LError(
+            f"none of {len(positions)} frames has depth; name the depth topic with --depth-topic, or see with m3l info "
+            "why nothing pairs"
+        )
     labelled = bool(dataset.labelled[positions].all())
     return EvaluationPlan(dataset, tuple(scenarios), seed, tuple(blocks), labelled)
 
