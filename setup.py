@@ -90,6 +90,6 @@ setup(
             "split = m3l_model.commands.split",
             "train = m3l_model.commands.train",
         ],
-        "m3l.live": ["check = m3l_ros.live:check_live"],
+        "m3l.live": ["check = m3l_ros.commands.live:load_check"],
     },
 )

@@ -8,9 +8,10 @@ import math
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from m3l_model.commands.bag_options import (
     add_label_file_argument,
@@ -23,17 +24,19 @@ from m3l_model.commands.bag_options import (
 from m3l_model.errors import M3LError
 
 if TYPE_CHECKING:
+    from m3l_model.agreement import Agreement
     from m3l_model.evaluation_plan import EvaluationPlan
     from m3l_model.evaluation_summary import Summary
     from m3l_model.label_files import LabelFiles
     from m3l_model.predictor import Predictor
+    from m3l_model.scenarios import Scenario
 
 HELP = "score models on bags, with depth and without, late, noisy, or with colour gone, and write a report"
 EXIT_BELOW = 1
 IN_STEP = 0.0
 PROGRESS = "progress"
 LIVE_GROUP = "m3l.live"
-"""Entry points of the function ``check_live``, which m3l_ros has."""
+"""Its entry point ``check`` gives m3l_ros's ``check_live``, which needs ROS."""
 
 
 class Limit(NamedTuple):
@@ -149,9 +152,7 @@ def _run_live(args: argparse.Namespace) -> int:
     from m3l_model.predictor import Predictor
     from m3l_model.scenarios import RGB_MISSING, chosen_scenarios
 
-    [check_live] = [entry.load() for entry in entry_points(group=LIVE_GROUP)] or [None]
-    if check_live is None:
-        raise M3LError("--live needs m3l_ros, which is not installed with this m3l")
+    check_live = _live_check()
     scenarios = [
         scenario for scenario in chosen_scenarios(args.scenarios) if scenario.name != RGB_MISSING.name
     ]
@@ -170,6 +171,12 @@ def _run_live(args: argparse.Namespace) -> int:
                 verdict = "" if holds else "NOT THE SAME: "
                 tqdm.write(f"{name}, {frames.index.name}, {scenario.name}: {verdict}{agreement}")
     return code
+
+
+def _live_check() -> Callable[..., Iterator[tuple[Scenario, Agreement]]]:
+    for entry in entry_points(group=LIVE_GROUP, name="check"):
+        return cast("Callable[..., Iterator[tuple[Scenario, Agreement]]]", entry.load()())
+    raise M3LError("--live needs m3l_ros, which this installation does not know of; install it again")
 
 
 def named(checkpoints: list[Path]) -> dict[str, Path]:

@@ -126,7 +126,14 @@ def test_help_lists_all_commands(run_python, without_ros):
 
 
 @pytest.mark.parametrize(
-    "command", [("demo",), ("node",), ("replay", "no.mcap")], ids=lambda command: command[0]
+    "command",
+    [
+        ("demo",),
+        ("node",),
+        ("replay", "no.mcap"),
+        ("eval", "--live", "--checkpoint", "no.safetensors", "--bag", "no.mcap"),
+    ],
+    ids=lambda command: command[0],
 )
 def test_what_needs_ros_says_what_to_install(run_python, without_ros, command):
     result = run_python("-m", "m3l_model", *command, path=without_ros)
