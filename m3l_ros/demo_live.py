@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from sensor_msgs.msg import Image
 from m3l_model.bag_topics import Topics
 from m3l_model.errors import M3LError
 from m3l_model.images import to_labels
-from m3l_ros.isolation import isolated_environment
+from m3l_ros.isolation import isolated_process
 from m3l_ros.processes import run_process
 from m3l_ros.stamps import to_ns
 
@@ -81,17 +80,14 @@ def run_live(
     replay_command = [sys.executable, "-m", "m3l_model", "replay", str(bag), "--drop-depth", f"{start}:{end}"]
     replay_command += ["--wait-for-subscribers", f"{START_TIMEOUT}", "--topics", topics.rgb, topics.depth]
 
-    with isolated_environment() as environment:
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-        with (
-            _observe(topics.rgb) as (node, seen),
-            run_process(node_command, logs / "node.log") as segmentation,
-        ):
-            _wait_until_active(node, segmentation, logs / "node.log")
-            with run_process(replay_command, logs / "replay.log") as replay:
-                _wait_for_masks(seen, frames, segmentation, replay, logs)
+    with (
+        isolated_process(),
+        _observe(topics.rgb) as (node, seen),
+        run_process(node_command, logs / "node.log") as segmentation,
+    ):
+        _wait_until_active(node, segmentation, logs / "node.log")
+        with run_process(replay_command, logs / "replay.log") as replay:
+            _wait_for_masks(seen, frames, segmentation, replay, logs)
     return seen
 
 

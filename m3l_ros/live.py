@@ -37,7 +37,7 @@ from m3l_model.offline import run_offline
 from m3l_model.predictor import PRECISIONS, Predictor
 from m3l_model.scenarios import Scenario
 from m3l_ros.availability import start_ros
-from m3l_ros.isolation import isolated_environment
+from m3l_ros.isolation import isolated_process
 from m3l_ros.live_images import LiveImages
 from m3l_ros.lock_step import LockStep, LockStepError
 from m3l_ros.outputs import DECISION
@@ -168,7 +168,7 @@ class LiveNode:
 
     def __enter__(self) -> LiveNode:
         with ExitStack() as stack:
-            os.environ.update(stack.enter_context(isolated_environment()))
+            stack.enter_context(isolated_process())
             start_ros([])
             stack.callback(rclpy.shutdown)
             self._robot: Node = rclpy.create_node("m3l_live")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import pytest
@@ -45,22 +44,11 @@ def predictor(checkpoint):
     return Predictor.from_checkpoint(checkpoint)
 
 
-@pytest.fixture
-def own_environment(monkeypatch):
-    """What the check sets in this process's environment is gone after the test."""
-    for name in list(os.environ):
-        monkeypatch.setenv(name, os.environ[name])
-    for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def reasons(dataset, name):
     return [REASONS[decision["reason"]] for decision in decide(dataset.bags[0], SCENARIO[name], SEED)]
 
 
-def test_in_lock_step_every_decision_and_every_byte_is_the_offline_ones(
-    own_environment, dataset, predictor, checkpoint
-):
+def test_in_lock_step_every_decision_and_every_byte_is_the_offline_ones(dataset, predictor, checkpoint):
     seen = {reason for name in IN_STEP for reason in reasons(dataset, name)}
     assert seen == {Reason.PAIRED, Reason.DEADLINE, Reason.DEPTH_LOST}, "the scenarios try them all"
     scenarios = [SCENARIO[name] for name in IN_STEP]
@@ -75,7 +63,7 @@ def test_in_lock_step_every_decision_and_every_byte_is_the_offline_ones(
 
 
 def test_at_a_rate_that_the_machine_holds_bytes_are_equal_and_decisions_but_for_edges_of_outages(
-    own_environment, dataset, predictor, checkpoint
+    dataset, predictor, checkpoint
 ):
     made = reasons(dataset, "depth_bursts_25")
     assert Reason.DEPTH_LOST in made
@@ -91,7 +79,7 @@ def test_at_a_rate_that_the_machine_holds_bytes_are_equal_and_decisions_but_for_
     assert agreement.holds(timed=True)
 
 
-def test_a_node_with_another_model_is_found_out(own_environment, dataset, predictor, tmp_path):
+def test_a_node_with_another_model_is_found_out(dataset, predictor, tmp_path):
     import torch
 
     from m3l_model.checkpoint import save_checkpoint
