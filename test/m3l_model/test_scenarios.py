@@ -66,7 +66,7 @@ def images(seed: int = 0, metres: bool = False) -> Seen:
     depth[:4] = 0
     depth[4, :4] = 65535
     if metres:
-        return Seen(rng.integers(0, 256, (*SIZE, 3), np.uint8), depth.astype(np.float32) / 1000)
+        return Seen(rng.integers(0, 256, (*SIZE, 3), np.uint8), depth.astype(np.float32) / np.float32(1000))
     return Seen(rng.integers(0, 256, (*SIZE, 3), np.uint8), depth)
 
 
