@@ -204,7 +204,7 @@ InputKey = tuple[int, str]
 """Of the inputs that scenarios make of one frame: row of the depth image, and the scenario where it changes images."""
 
 
-class _Read(NamedTuple):
+class ReadFrame(NamedTuple):
     """A frame that is ready to be segmented.
 
     Attributes:
@@ -225,10 +225,10 @@ class _Read(NamedTuple):
     truth_boundary: metrics.Boundary | None
 
 
-class _Segmented(NamedTuple):
+class SegmentedFrame(NamedTuple):
     """A frame with the prediction of each model on each input, and the seconds it took."""
 
-    read: _Read
+    read: ReadFrame
     predictions: list[dict[InputKey, tuple[Prediction, float]]]
 
 
@@ -249,7 +249,7 @@ class _Pass:
         names = [scenario.name for scenario in plan.scenarios]
         self._clean = names.index(CLEAN.name) if CLEAN.name in names else None
         self._sources = [FrameSource(plan.dataset, bag) for bag in range(len(plan.dataset.bags))]
-        self._before: _Segmented | None = None
+        self._before: SegmentedFrame | None = None
 
     def run(
         self, blocks: Sequence[int], report: Callable[[int], object]
@@ -269,7 +269,7 @@ class _Pass:
                     yield number, result
                     result = None
 
-    def _read(self, number: int, index: int) -> _Read:
+    def _read(self, number: int, index: int) -> ReadFrame:
         plan, block = self._plan, self._plan.blocks[number]
         source = self._sources[block.bag]
         recorded = source.read(int(self._frame(block, index)["rgb"]))
@@ -299,7 +299,7 @@ class _Pass:
                     empty.add(key)
             keys.append(None if key in empty else key)
         truth = recorded.truth if recorded else None
-        return _Read(
+        return ReadFrame(
             number,
             index,
             recorded,
@@ -309,7 +309,7 @@ class _Pass:
             metrics.Boundary(truth, self._classes) if truth is not None else None,
         )
 
-    def _segment(self, read: _Read) -> _Segmented:
+    def _segment(self, read: ReadFrame) -> SegmentedFrame:
         predictions: list[dict[InputKey, tuple[Prediction, float]]] = []
         for predictor in self._predictors:
             done: dict[InputKey, tuple[Prediction, float]] = {}
@@ -322,7 +322,7 @@ class _Pass:
             while pending:
                 _finish(pending, done)
             predictions.append(done)
-        return _Segmented(read, predictions)
+        return SegmentedFrame(read, predictions)
 
     def pictures_of(self, places: Sequence[tuple[int, int]]) -> Iterator[Picture]:
         """Make the pictures of some frames, given by block and place in it."""
@@ -331,7 +331,7 @@ class _Pass:
             segmented = self._segment(self._read(*place))
             yield from self._pictures.make(segmented.read, segmented.predictions, self._plan)
 
-    def _score(self, segmented: _Segmented) -> BlockResult:
+    def _score(self, segmented: SegmentedFrame) -> BlockResult:
         """Score one frame in all scenarios, as a block of one frame."""
         read = segmented.read
         plan, block = self._plan, self._plan.blocks[read.block]
@@ -374,7 +374,7 @@ class _Pass:
         return BlockResult(counts, frames, pictures, int(read.recorded is None))
 
     def _score_of(
-        self, read: _Read, prediction: Prediction, seconds: float, clean: npt.NDArray[np.uint8] | None
+        self, read: ReadFrame, prediction: Prediction, seconds: float, clean: npt.NDArray[np.uint8] | None
     ) -> _Score:
         labels, confidence = prediction.labels, prediction.confidence
         assert confidence is not None
@@ -393,7 +393,7 @@ class _Pass:
             boundary=metrics.boundary_hits(read.truth_boundary, known),
         )
 
-    def _follows(self, segmented: _Segmented) -> bool:
+    def _follows(self, segmented: SegmentedFrame) -> bool:
         """Whether the frame comes right after the one that was scored before, in one block of a recording."""
         if self._before is None or segmented.read.smoothed is None:
             return False

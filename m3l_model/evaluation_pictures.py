@@ -16,7 +16,7 @@ from m3l_model.image_faults import Depth, Rgb
 from m3l_model.preprocessing import resize_nearest, to_metres
 
 if TYPE_CHECKING:
-    from m3l_model.evaluation import _Read
+    from m3l_model.evaluation import ReadFrame
     from m3l_model.predictor import Prediction
 
 SIDE = 208
@@ -104,7 +104,7 @@ class PictureMaker:
 
     def make(
         self,
-        read: _Read,
+        read: ReadFrame,
         predictions: Sequence[Mapping[Any, tuple[Prediction, float]]],
         plan: EvaluationPlan,
     ) -> tuple[Picture, ...]:

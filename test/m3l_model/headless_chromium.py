@@ -56,9 +56,10 @@ class Page:
         """Run a command of the DevTools protocol."""
         return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def console(self) -> list[str]:
-        """What the page has written to the console since it was last asked."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
+    def console_errors(self) -> list[str]:
+        """The errors on the page's console since it was last asked."""
+        entries = self._call("POST", "/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Save what is seen, or the whole page, as PNG."""
