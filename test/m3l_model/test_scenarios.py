@@ -74,24 +74,24 @@ def images(seed: int = 0, metres: bool = False) -> Seen:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_images_keep_their_kind_and_are_the_same_for_the_same_stamp(scenario, metres):
     recorded, untouched = images(metres=metres), images(metres=metres)
-    seen = scenario.see(recorded, 1, MOMENT, 0)
+    seen = scenario.see(recorded, 1, (MOMENT, MOMENT), 0)
     for before, after, kept in zip(recorded, seen, untouched, strict=True):
         np.testing.assert_array_equal(before, kept)
         if after is not None:
             assert (after.shape, after.dtype) == (before.shape, before.dtype)
     if seen.depth is not None:  # where there was no reading, no fault makes one up
         assert not to_metres(seen.depth)[to_metres(recorded.depth) == 0].any()
-    again = scenario.see(recorded, 1, MOMENT, 0)
+    again = scenario.see(recorded, 1, (MOMENT, MOMENT), 0)
     for one, other in zip(seen, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    alone = scenario.see(Seen(None, None), 1, MOMENT, 0)
+    alone = scenario.see(Seen(None, None), 1, (MOMENT, MOMENT), 0)
     assert alone == (None, None)
 
 
 def test_what_a_scenario_changes_is_what_its_name_says():
     recorded = images()
     for scenario in SCENARIOS:
-        seen = scenario.see(recorded, 1, MOMENT, 0)
+        seen = scenario.see(recorded, 1, (MOMENT, MOMENT), 0)
         changes = {
             name
             for name, before, after in zip(("rgb", "depth"), recorded, seen, strict=True)
