@@ -8,7 +8,6 @@ speed; at a rate, the images come as a camera's do, by a clock of that rate.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections import defaultdict, deque
@@ -208,7 +207,7 @@ class LiveNode:
                     self._play_in_time(images, lock_step, rate)
                 self._await(expected, lock_step)
         except LockStepError as error:
-            raise LockStepError(f"{error}: {self._log}") from None
+            raise LockStepError(f"{error}; the node's log: {self._log}") from None
         masks: dict[int, deque[bytes]] = defaultdict(deque)
         for stamp_ns, mask in self._masks:
             masks[stamp_ns].append(mask)
@@ -261,9 +260,7 @@ class LiveNode:
         transport_parameters = {"rgb_transport": transports.rgb, "depth_transport": transports.depth}
         for name, value in {**self._parameters, **transport_parameters}.items():
             command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
-        self._process: subprocess.Popen[bytes] = self._process_stack.enter_context(
-            run_process(command, self._log)
-        )
+        self._process_stack.enter_context(run_process(command, self._log))
         self._publishers: dict[bool, Publisher] = {}
         for rgb, message_type in zip((True, False), images.message_types, strict=True):
             transport = transports.rgb if rgb else transports.depth
@@ -279,10 +276,9 @@ class LiveNode:
         for transition in _RESTART:
             future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
             if not lock_step.spin_until(future.done, _START_TIMEOUT) or not future.result().success:
-                raise LockStepError("the node cannot be started anew; see its log")
-            if (
-                transition == Transition.TRANSITION_DEACTIVATE
-            ):  # or the old subscriptions would be taken for the new
+                raise LockStepError("the node cannot be started anew")
+            if transition == _RESTART[0]:
+                # Until the old subscriptions are forgotten, they would be taken for the new ones.
                 lock_step.spin_until(
                     lambda: not any(publisher.get_subscription_count() for publisher in publishers),
                     _START_TIMEOUT,

@@ -195,7 +195,7 @@ class LockStep:
     def _silence(self, what: str) -> str:
         return (
             f"the node {', '.join(self._answering()) or 'is gone and'} gave no receipt of {what} within "
-            f"{self._answer_timeout:g} s; see its log"
+            f"{self._answer_timeout:g} s"
         )
 
 
