@@ -35,7 +35,7 @@ IMAGES = [
     "lz4",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
-TEST = ["cyclonedds>=11", "hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4"]
+TEST = ["cyclonedds>=11", "hypothesis", "mcap>=1.1", "pycocotools", "pytest>=7.4", "torchmetrics>=1.4"]
 
 setup(
     name=NAME,
@@ -46,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["m3l_model", "m3l_model.*", "m3l_ros", "m3l_ros.*"]),
-    package_data={"m3l_model": ["py.typed"], "m3l_ros": ["py.typed", "templates/*"]},
+    package_data={"m3l_model": ["py.typed", "templates/*"], "m3l_ros": ["py.typed", "templates/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
@@ -95,8 +95,10 @@ setup(
             "info = m3l_model.commands.info",
             "node = m3l_ros.commands.node",
             "replay = m3l_ros.commands.replay",
+            "segment = m3l_model.commands.segment",
             "split = m3l_model.commands.split",
             "train = m3l_model.commands.train",
         ],
+        "m3l.live": ["check = m3l_ros.commands.live:load_check"],
     },
 )

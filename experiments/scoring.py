@@ -12,8 +12,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from m3l_model.bag_dataset import RgbdBagDataset, Sample
-from m3l_model.labels import IGNORE_ID
-from m3l_model.metrics import ConfusionMatrix
+from m3l_model.metrics import confusion, miou
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import RGB_MEAN, to_metres
 from m3l_model.recipe import TrainConfig
@@ -55,11 +54,12 @@ def score(
     """
     predictor = Predictor.from_checkpoint(checkpoint, precision="fp32")
     conditions = ("both", "rgb_only", "depth_only", "holes")
-    matrices = {name: ConfusionMatrix(len(predictor.labels.classes), IGNORE_ID) for name in conditions}
+    classes = len(predictor.labels.classes)
+    counts = {name: np.zeros((classes, classes), np.int64) for name in conditions}
 
     def add(condition: str, sample: Sample, rgb: object, depth: object) -> None:
         prediction = predictor.predict(rgb, depth, with_confidence=False)  # type: ignore[arg-type]
-        matrices[condition].add(sample.labels, prediction.labels)
+        counts[condition] += confusion(sample.labels, prediction.labels, classes)
 
     for sample, holed in tqdm(
         zip(_all(whole), _all(holes), strict=True), total=len(whole), desc="score", mininterval=1
@@ -68,8 +68,8 @@ def score(
         add("rgb_only", sample, sample.rgb, fill.depth if fill else None)
         add("depth_only", sample, fill.rgb if fill else None, sample.depth)
         add("holes", holed, holed.rgb, holed.depth)
-    miou = {name: matrix.miou() for name, matrix in matrices.items()}
-    return {**miou, "robust": sum(miou[name] for name in conditions[:3]) / 3}
+    scores = {name: float(miou(counts[name])) for name in conditions}
+    return {**scores, "robust": sum(scores[name] for name in conditions[:3]) / 3}
 
 
 def _all(dataset: RgbdBagDataset) -> Iterator[Sample]:

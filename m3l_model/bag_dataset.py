@@ -111,7 +111,7 @@ class RgbdBagDataset(Dataset[Any]):
         frames = self.bags[bag]
         frame = frames.read(frame_position, allocate if self._transform is None else new_memory)
         depth = _no_depth(frames, frame.rgb.shape[:2]) if frame.depth is None else frame.depth
-        labels = self._labels(bag, frame)
+        labels = self.class_ids(bag, frame)
         sample = Sample(
             frame.rgb,
             depth,
@@ -144,8 +144,12 @@ class RgbdBagDataset(Dataset[Any]):
         in_topic = (frames["label"] >= 0) & (self._label_set is not None)
         return in_topic | np.isin(frames["stamp_ns"], list(self._filed[bag]))
 
-    def _labels(self, bag: int, frame: BagFrame) -> npt.NDArray[np.uint8] | None:
-        """Class ids of a frame, as in ``Sample.labels``; None where it has none."""
+    def class_ids(self, bag: int, frame: BagFrame) -> npt.NDArray[np.uint8] | None:
+        """Class ids of a frame of a bag, as in ``Sample.labels``; None where nobody has labelled it.
+
+        Raises:
+            M3LError: a label holds ids that the label set does not know, or cannot be read.
+        """
         index = self.bags[bag].index
         if self._label_set is None:
             return None

@@ -38,6 +38,11 @@ FRAME = np.dtype(
 the position in ``REASONS`` of why the synchronizer let it go as it is."""
 
 
+ARRIVAL = np.dtype([("row", "<i4"), ("rgb", "?"), ("stamp_ns", "<i8"), ("log_ns", "<i8")])
+"""An image that reaches the synchronizer: its position in the index's ``messages``, whether it is of colour, its header
+stamp, and when it arrives."""
+
+
 @dataclass(frozen=True)
 class Pairing:
     """Parameters of the synchronizer; the defaults are the node's. Seconds, but for ``queue_size``."""
@@ -80,7 +85,7 @@ class BagFrames:
         cache: keep the pairs in the cache directory, as ``open_index`` does the index.
 
     Attributes:
-        index, topics: as given, or guessed.
+        index, topics, pairing: as given, or guessed.
         frames: (N,) array of ``FRAME``.
 
     Raises:
@@ -98,7 +103,8 @@ class BagFrames:
         self.topics = topics or index.choose_topics()
         for topic in filter(None, (self.topics.rgb, self.topics.depth, self.topics.label)):
             index.image_topic(topic)
-        self.frames = _paired(index, self.topics, pairing or Pairing(), cache)
+        self.pairing = pairing or Pairing()
+        self.frames = _paired(index, self.topics, self.pairing, cache)
         self._colors = np.sort(self.frames["rgb"])
         self._strays = _stray_rows(index, self.topics, self.frames)
         self._reader = MessageReader(index)
@@ -129,23 +135,57 @@ class BagFrames:
             BagError: the bag is damaged there, or has changed.
             ImageFormatError: an image is damaged or of another kind than its topic's.
         """
-        frame = self.frames[position]
+        return self._read(self.frames[position], allocate)
+
+    def _read(self, frame: np.void, allocate: Allocate) -> BagFrame:
         message = self._image(frame, "rgb", allocate)
-        rgb = self._convert(to_rgb, frame, "rgb", message)
+        rgb = self._convert(to_rgb, frame["rgb"], "rgb", message)
         depth = labels = None
         if frame["depth"] >= 0:
-            depth = self._convert(to_depth, frame, "depth", self._image(frame, "depth", allocate))
+            depth = self.read_depth(int(frame["depth"]), allocate)
         if frame["label"] >= 0:
-            labels = self._convert(to_labels, frame, "label", self._image(frame, "label", allocate))
+            labels = self._convert(to_labels, frame["label"], "label", self._image(frame, "label", allocate))
             if labels.shape != rgb.shape[:2]:
                 raise ImageFormatError(
-                    f"{self._name(frame, 'label')} has (height, width) {labels.shape}, "
+                    f"{self._name(frame['label'], 'label')} has (height, width) {labels.shape}, "
                     f"but the colour image {rgb.shape[:2]}"
                 )
         self._verify_strays(int(frame["rgb"]))
         return BagFrame(
             int(frame["stamp_ns"]), rgb, depth, labels, REASONS[frame["reason"]], message.header.frame_id
         )
+
+    def read_without_depth(self, row: int) -> BagFrame:
+        """Read a colour image of the bag and the label image of ``frames`` that belongs to it.
+
+        Args:
+            row: its position in the index's ``messages``.
+
+        Raises:
+            BagError, ImageFormatError: as ``read``.
+        """
+        at = np.flatnonzero(self.frames["rgb"] == row)[:1]
+        frame: np.void = np.zeros(1, FRAME)[0]
+        frame["stamp_ns"] = self.index.messages[row]["stamp_ns"]
+        frame["rgb"], frame["depth"] = row, -1
+        frame["label"] = self.frames["label"][at[0]] if len(at) else -1
+        frame["reason"] = REASONS.index(Reason.DEPTH_LOST)
+        return self._read(frame, new_memory)
+
+    def read_depth(
+        self, row: int, allocate: Allocate = new_memory
+    ) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:
+        """Read any depth image of the bag, (H', W') uint16 millimetres or float32 metres.
+
+        Args:
+            row: its position in the index's ``messages``.
+            allocate: as for ``read``.
+
+        Raises:
+            BagError, ImageFormatError: as ``read``.
+        """
+        message = self._reader.read_image(self.index.messages[row], allocate)
+        return self._convert(to_depth, row, "depth", message)
 
     def __iter__(self) -> Iterator[BagFrame]:
         return (self[position] for position in range(len(self)))
@@ -168,14 +208,14 @@ class BagFrames:
     def _image(self, frame: np.void, role: str, allocate: Allocate) -> Any:
         return self._reader.read_image(self.index.messages[frame[role]], allocate)
 
-    def _convert(self, convert: Callable[[Any], _T], frame: np.void, role: str, message: Any) -> _T:
+    def _convert(self, convert: Callable[[Any], _T], row: int, role: str, message: Any) -> _T:
         try:
             return convert(message)
         except ImageFormatError as error:
-            raise ImageFormatError(f"{self._name(frame, role)}: {error}") from error
+            raise ImageFormatError(f"{self._name(row, role)}: {error}") from error
 
-    def _name(self, frame: np.void, role: str) -> str:
-        stamp_ns = int(self.index.messages[frame[role]]["stamp_ns"])
+    def _name(self, row: int, role: str) -> str:
+        stamp_ns = int(self.index.messages[row]["stamp_ns"])
         return f"{self.index.path}: {getattr(self.topics, role)} at {stamp_ns}"
 
 
@@ -200,24 +240,7 @@ def pair_frames(index: BagIndex, topics: Topics, pairing: Pairing) -> npt.NDArra
     Raises:
         BagError: no label image has the stamp of a colour image.
     """
-    sync = RgbdSynchronizer(pairing.slop, pairing.max_wait, pairing.depth_timeout, pairing.queue_size)
-    rgb_rows = index.rows(topics.rgb)
-    depth_rows = index.rows(topics.depth) if topics.depth else rgb_rows[:0]
-    is_rgb = np.zeros(len(index.messages), bool)
-    is_rgb[rgb_rows] = True
-    rows = np.union1d(rgb_rows, depth_rows)
-    paired: list[Frame] = []
-    # What fell due before a message's log time goes out first, as if poll had been called then.
-    for row, rgb, stamp_ns, log_ns in zip(
-        rows.tolist(),
-        is_rgb[rows].tolist(),
-        index.messages["stamp_ns"][rows].tolist(),
-        index.messages["log_ns"][rows].tolist(),
-        strict=True,
-    ):
-        paired += (sync.add_rgb if rgb else sync.add_depth)(stamp_ns, row, log_ns)
-    while (deadline_ns := sync.next_deadline_ns()) is not None:
-        paired += sync.poll(deadline_ns)
+    paired = pair_arrivals(camera_arrivals(index, topics), pairing)
     labels = _label_rows(index, topics)
     return np.array(
         [
@@ -233,6 +256,38 @@ def pair_frames(index: BagIndex, topics: Topics, pairing: Pairing) -> npt.NDArra
         ],
         FRAME,
     )
+
+
+def camera_arrivals(index: BagIndex, topics: Topics) -> npt.NDArray[np.void]:
+    """The colour and depth images of a bag in the order of their log times: (N,) array of ``ARRIVAL``."""
+    rgb_rows = index.rows(topics.rgb)
+    rows = np.union1d(rgb_rows, index.rows(topics.depth)) if topics.depth else rgb_rows
+    arrivals = np.empty(len(rows), ARRIVAL)
+    arrivals["row"] = rows
+    arrivals["rgb"] = np.isin(rows, rgb_rows)
+    for field in ("stamp_ns", "log_ns"):
+        arrivals[field] = index.messages[field][rows]
+    return arrivals
+
+
+def pair_arrivals(arrivals: npt.NDArray[np.void], pairing: Pairing) -> list[Frame]:
+    """Pair images by the synchronizer's own policy in virtual time, which is their log time.
+
+    Args:
+        arrivals: (N,) array of ``ARRIVAL``, in the order in which the images arrive.
+        pairing: parameters of the synchronizer.
+
+    Returns:
+        The synchronizer's frames, with rows of the index as images.
+    """
+    sync = RgbdSynchronizer(pairing.slop, pairing.max_wait, pairing.depth_timeout, pairing.queue_size)
+    paired: list[Frame] = []
+    # What fell due before a message's log time goes out first, as if poll had been called then.
+    for row, rgb, stamp_ns, log_ns in arrivals.tolist():
+        paired += (sync.add_rgb if rgb else sync.add_depth)(stamp_ns, row, log_ns)
+    while (deadline_ns := sync.next_deadline_ns()) is not None:
+        paired += sync.poll(deadline_ns)
+    return paired
 
 
 def _label_rows(index: BagIndex, topics: Topics) -> dict[int, int]:

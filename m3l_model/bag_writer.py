@@ -21,7 +21,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.stores import ros2_jazzy as ros
 
@@ -34,7 +34,7 @@ BAG_VERSION: Final = 8
 """Of metadata.yaml. Humble reads QoS profiles as text only, which version 9 made a list; Jazzy and later read both."""
 
 _FOREVER = QosTime(9223372036, 854775807)
-_QOS = Qos(
+DEFAULT_QOS = Qos(
     history=QosHistory.KEEP_LAST,
     depth=10,
     reliability=QosReliability.RELIABLE,
@@ -45,6 +45,9 @@ _QOS = Qos(
     liveliness_lease_duration=_FOREVER,
     avoid_ros_namespace_conventions=False,
 )
+"""Of topics for which nothing else is said."""
+LATCHED_QOS = DEFAULT_QOS._replace(depth=1, durability=QosDurability.TRANSIENT_LOCAL)
+"""Of what late subscribers need too."""
 
 
 class BagWriteError(M3LError):
@@ -54,10 +57,11 @@ class BagWriteError(M3LError):
 class BagWriter:
     """Writes a new bag: a folder of one MCAP file, not compressed, with checksums, and metadata.yaml.
 
-    Every topic is offered as reliable, keep last 10. Message definitions are those of ROS 2 Jazzy; those of images,
-    camera infos and headers are the same since Humble. Log times are the stamps unless given.
+    Topics are offered as reliable, keep last 10, unless told otherwise. Message definitions are those of ROS 2 Jazzy;
+    those of images, camera infos and headers are the same since Humble. Log times are the stamps unless given.
 
-    A context manager: leaving it by an exception removes the unfinished bag.
+    A context manager. The bag bears its name when it is whole: until then it lies in a hidden folder beside it, which
+    is removed when the context is left by an exception, or by the next writer of that bag.
 
     Raises:
         BagWriteError: the folder exists or cannot be made, a topic changes its type, or an array does not fit.
@@ -66,6 +70,7 @@ class BagWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._typestore = get_typestore(Stores.ROS2_JAZZY)
+        self._unfinished = self.path.parent / f".{self.path.name}.unfinished"
         self._connections: dict[str, Connection] = {}
         self._writer: Writer | None = None
 
@@ -74,12 +79,14 @@ class BagWriter:
             raise BagWriteError(
                 f"{self.path}: names in .bag are for ROS 1 bags; this writes a folder, name it without"
             )
-        try:
-            self._writer = Writer(self.path, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
-            with self._disk_errors():
-                self._writer.open()
-        except WriterError as error:
-            raise BagWriteError(f"{self.path} exists already; remove it or choose another name") from error
+        if self.path.exists():
+            raise BagWriteError(f"{self.path} exists already; remove it or choose another name")
+        folder = self._unfinished / self.path.name
+        with self._disk_errors():
+            if self._unfinished.exists():
+                shutil.rmtree(self._unfinished)
+            self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
+            self._writer.open()
         return self
 
     def __exit__(
@@ -88,11 +95,14 @@ class BagWriter:
         writer = self._opened()
         self._writer = None
         with self._disk_errors():
-            writer.__exit__(exc_type, exc, traceback)
-            if exc_type is None:
-                write_checksums(self.path / f"{self.path.name}.mcap")
-        if exc_type is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            try:
+                writer.__exit__(exc_type, exc, traceback)
+                if exc_type is None:
+                    folder = self._unfinished / self.path.name
+                    write_checksums(folder / f"{self.path.name}.mcap")
+                    folder.rename(self.path)
+            finally:
+                shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def write_frame(
         self,
@@ -170,7 +180,7 @@ class BagWriter:
         """Write the intrinsics k, 3x3, of an image that is rectified or nearly so: no distortion, no rotation."""
         intrinsics = np.asarray(k, np.float64).reshape(3, 3)
         msg = ros.sensor_msgs__msg__CameraInfo(
-            header=self._header(stamp_ns, frame_id),
+            header=self.header(stamp_ns, frame_id),
             height=height,
             width=width,
             distortion_model="plumb_bob",
@@ -182,11 +192,23 @@ class BagWriter:
             binning_y=0,
             roi=ros.sensor_msgs__msg__RegionOfInterest(0, 0, 0, 0, False),
         )
-        self._write(topic, CAMERA_INFO, stamp_ns if log_ns is None else log_ns, msg)
+        self.write_message(topic, CAMERA_INFO, stamp_ns if log_ns is None else log_ns, msg)
 
-    def write_serialized(self, topic: str, msgtype: str, log_ns: int, data: bytes | memoryview) -> None:
-        """Write a message that is already serialized as CDR."""
-        connection = self._connection(topic, msgtype)
+    def knows(self, msgtype: str) -> bool:
+        """Whether messages of a type can be written."""
+        return msgtype in self._typestore.fielddefs
+
+    def write_message(
+        self, topic: str, msgtype: str, log_ns: int, msg: object, qos: Qos = DEFAULT_QOS
+    ) -> None:
+        """Write a message of a class of ``rosbags.typesys.stores.ros2_jazzy``; the first one's QoS is the topic's."""
+        self.write_serialized(topic, msgtype, log_ns, self._typestore.serialize_cdr(msg, msgtype), qos)
+
+    def write_serialized(
+        self, topic: str, msgtype: str, log_ns: int, data: bytes | memoryview, qos: Qos = DEFAULT_QOS
+    ) -> None:
+        """Write a message that is already serialized as CDR; the first one's QoS is the topic's."""
+        connection = self._connection(topic, msgtype, qos)
         with self._disk_errors():
             self._opened().write(connection, log_ns, data)
 
@@ -210,7 +232,7 @@ class BagWriter:
             )
         height, width = pixels.shape[:2]
         msg = ros.sensor_msgs__msg__Image(
-            header=self._header(stamp_ns, frame_id),
+            header=self.header(stamp_ns, frame_id),
             height=height,
             width=width,
             encoding=encoding,
@@ -218,9 +240,10 @@ class BagWriter:
             step=width * channels * pixels.itemsize,
             data=np.ascontiguousarray(pixels, np.dtype(dtype).newbyteorder("<")).view(np.uint8).ravel(),
         )
-        self._write(topic, IMAGE, stamp_ns if log_ns is None else log_ns, msg)
+        self.write_message(topic, IMAGE, stamp_ns if log_ns is None else log_ns, msg)
 
-    def _header(self, stamp_ns: int, frame_id: str) -> ros.std_msgs__msg__Header:
+    def header(self, stamp_ns: int, frame_id: str) -> ros.std_msgs__msg__Header:
+        """A header with a stamp in nanoseconds."""
         seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
         if not 0 <= seconds < 2**31:
             raise BagWriteError(
@@ -228,17 +251,14 @@ class BagWriter:
             )
         return ros.std_msgs__msg__Header(ros.builtin_interfaces__msg__Time(seconds, nanoseconds), frame_id)
 
-    def _write(self, topic: str, msgtype: str, log_ns: int, msg: object) -> None:
-        self.write_serialized(topic, msgtype, log_ns, self._typestore.serialize_cdr(msg, msgtype))
-
-    def _connection(self, topic: str, msgtype: str) -> Connection:
+    def _connection(self, topic: str, msgtype: str, qos: Qos) -> Connection:
         if topic not in self._connections:
-            if msgtype not in self._typestore.fielddefs:
+            if not self.knows(msgtype):
                 raise BagWriteError(
                     f"{self.path}: {topic} is of type {msgtype}, which ROS 2 Jazzy does not come with"
                 )
             self._connections[topic] = self._opened().add_connection(
-                topic, msgtype, typestore=self._typestore, offered_qos_profiles=[_QOS]
+                topic, msgtype, typestore=self._typestore, offered_qos_profiles=[qos]
             )
         connection = self._connections[topic]
         if connection.msgtype != msgtype:

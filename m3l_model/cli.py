@@ -37,6 +37,7 @@ _REMEDIES = {
         ("lightning_fabric", "tensorboard"),
         "pip install 'm3l_ros[train]', or on a robot pip install lightning-fabric tensorboard",
     ),
+    "jinja2": "pip install 'm3l_ros[train]', or on a robot apt install python3-jinja2",
     "matplotlib": "pip install 'm3l_ros[train]', or on a robot apt install python3-matplotlib",
     "onnx": "pip install 'm3l_ros[onnx]'",
     "onnxruntime": "pip install 'm3l_ros[onnx]'",

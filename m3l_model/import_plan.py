@@ -17,6 +17,9 @@ import numpy.typing as npt
 from m3l_model.errors import M3LError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+OWN_START_NS = 1_000_000_000
+"""Stamp of the first frame where the images have none of their own: a set of images rather than a recording."""
+
 _MAX_DEPTH_MM = 65534
 """65535 is what cameras write where there is no reading."""
 
@@ -141,7 +144,7 @@ class ImportPlan:
     def labelled(self) -> int:
         return sum(frame.label is not None for frame in self.frames)
 
-    def images(self, rate_hz: float = 10.0, start_ns: int = 1_000_000_000) -> list[ImageFile]:
+    def images(self, rate_hz: float = 10.0, start_ns: int = OWN_START_NS) -> list[ImageFile]:
         """Give every image its stamps, in the order of writing.
 
         A frame's images are logged when the last of them is due, depth before colour: the synchronizer lets a colour

@@ -1,49 +1,232 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation metrics from one confusion matrix pooled over all frames."""
+"""Segmentation metrics, each computed from counts that add up: over frames, blocks of frames, and the whole set.
+
+Counts of a frame are made by ``confusion``, ``boundary_hits``, ``calibration`` and ``flicker``; figures are made of
+their sums. Leading dimensions of counts are kept, so that a thousand resamples are computed at once.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m3l_model.labels import IGNORE_ID
 
-class ConfusionMatrix:
-    """Counts of (truth, prediction) over labelled pixels; ``counts`` is (C, C) int64, a row per true class."""
+Labels = npt.NDArray[np.uint8]
+Counts = npt.NDArray[Any]
+"""Whole numbers, or their weighted sums."""
+Figures = npt.NDArray[np.float64]
 
-    def __init__(self, num_classes: int, ignore_id: int = 255) -> None:
-        self.counts = np.zeros((num_classes, num_classes), np.int64)
-        self._ignore_id = ignore_id
+CONFIDENCE_LEVELS = 256
+CALIBRATION_BINS = 15
+BOUNDARY_TOLERANCE = 0.0075
+"""Distance within which boundaries agree, as a share of the image's diagonal (Csurka et al., BMVC 2013)."""
+STILL_LEVELS = 6
+"""Change in grey levels up to which a pixel of a smoothed image counts as unchanged."""
 
-    def add(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
-        """Count one frame.
 
-        Args:
-            truth: (H, W) class ids, the ignore id where unlabelled.
-            prediction: (H, W) class ids.
+def confusion(truth: Labels, prediction: Labels, num_classes: int) -> npt.NDArray[np.int64]:
+    """Count the pixels of each (true, predicted) class: (C, C), a row per true class.
 
-        Raises:
-            ValueError: the shapes differ.
-        """
-        if truth.shape != prediction.shape:
-            raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
-        known = truth != self._ignore_id
-        classes = len(self.counts)
-        cells = truth[known].astype(np.int64) * classes + prediction[known]
-        self.counts += np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    Args:
+        truth: (H, W) class ids; other ids are not counted.
+        prediction: (H, W) class ids.
+        num_classes: C.
 
-    def iou(self) -> npt.NDArray[np.float64]:
-        """Intersection over union of each class, (C,); NaN where a class is in neither truth nor prediction."""
-        hits = np.diag(self.counts)
-        union = self.counts.sum(0) + self.counts.sum(1) - hits
-        return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
+    return _joint_counts(truth, prediction, num_classes, num_classes)
 
-    def miou(self) -> float:
-        """Mean IoU over the classes that occur; NaN without any labelled pixel."""
-        iou = self.iou()
-        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
-    def majority_miou(self) -> float:
-        """Mean IoU of always answering the most frequent class: that class's share over the number of true classes."""
-        frequency = self.counts.sum(1)
-        present = int((frequency > 0).sum())
-        return float(frequency.max() / frequency.sum() / present) if present else float("nan")
+def iou(confusion: Counts) -> Figures:
+    """Intersection over union of each class, (..., C) of (..., C, C); NaN where a class is in neither."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    union = confusion.sum(-1) + confusion.sum(-2) - hits
+    return _ratio(hits, union)
+
+
+def miou(confusion: Counts) -> Figures:
+    """Mean IoU over the classes that occur, (...) of (..., C, C); NaN without any labelled pixel."""
+    return _mean_of_known(iou(confusion))
+
+
+def pixel_accuracy(confusion: Counts) -> Figures:
+    """Share of the labelled pixels that are right, (...) of (..., C, C)."""
+    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+
+
+def majority_miou(confusion: Counts) -> float:
+    """Mean IoU of always answering the most frequent class: that class's share over the number of true classes."""
+    frequency = confusion.sum(1)
+    present = int((frequency > 0).sum())
+    return float(frequency.max() / frequency.sum() / present) if present else float("nan")
+
+
+def calibration(
+    truth: Labels, prediction: Labels, confidence: npt.NDArray[np.float32], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Count the labelled pixels by confidence, in steps of 1/255, and by whether they are wrong or right: (256, 2).
+
+    Args:
+        truth, prediction: as for ``confusion``.
+        confidence: (H, W), 0 to 1.
+        num_classes: C.
+    """
+    levels = cv2.convertScaleAbs(confidence, alpha=CONFIDENCE_LEVELS - 1)
+    right = (truth == prediction).view(np.uint8)
+    right[truth >= num_classes] = 2
+    return _joint_counts(np.asarray(levels, np.uint8), right, CONFIDENCE_LEVELS, 2)
+
+
+def expected_calibration_error(calibration: Counts) -> Figures:
+    """Mean distance of confidence and accuracy over 15 equal bins of confidence, (...) of (..., 256, 2); Guo 2017."""
+    levels = np.arange(CONFIDENCE_LEVELS) / (CONFIDENCE_LEVELS - 1)
+    bins = np.clip(np.ceil(levels * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    member = (bins[:, None] == np.arange(CALIBRATION_BINS)).astype(np.float64)
+    pixels = calibration.sum(-1)
+    gap = np.abs((calibration[..., 1] - pixels * levels) @ member)
+    return _ratio(gap.sum(-1), pixels.sum(-1))
+
+
+class Boundary:
+    """The boundaries of one label image, to be compared with those of others of its size.
+
+    A boundary pixel has a neighbour, of the eight, of another class. Next to pixels without a class there is none.
+
+    Args:
+        labels: (H, W) class ids, others where unknown.
+        num_classes: C.
+    """
+
+    def __init__(self, labels: Labels, num_classes: int) -> None:
+        self._num_classes = num_classes
+        unknown = labels >= num_classes
+        highest = cv2.dilate(np.where(unknown, np.uint8(0), labels), _NEIGHBOURS)
+        lowest = cv2.erode(np.where(unknown, np.uint8(IGNORE_ID), labels), _NEIGHBOURS)
+        self.y, self.x = np.nonzero(((highest > labels) | (lowest < labels)) & ~unknown)
+        self.ids = labels[self.y, self.x]
+        reach = max(1, round(BOUNDARY_TOLERANCE * float(np.hypot(*labels.shape))))
+        self._near = [
+            _spread(self._bits(first, labels.shape), reach) for first in range(0, num_classes, _WORD)
+        ]
+
+    def counts(self, other: Boundary) -> npt.NDArray[np.int64]:
+        """Count, per class, this one's boundary pixels and those of them near ``other``'s of that class: (C, 2)."""
+        near = np.zeros(len(self.ids), bool)
+        for number, bits in enumerate(other._near):
+            ours = self.ids // _WORD == number
+            bit = (self.ids[ours] % _WORD).astype(bits.dtype)
+            near[ours] = bits[self.y[ours], self.x[ours]] >> bit & 1
+        found = [np.bincount(ids, minlength=self._num_classes) for ids in (self.ids, self.ids[near])]
+        return np.stack(found, -1)
+
+    def _bits(self, first: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """An image with a bit for each of the next classes that has a boundary there."""
+        word = np.uint16 if self._num_classes <= 16 else np.uint64
+        bits = np.zeros(shape, word)
+        ours = self.ids // _WORD == first // _WORD
+        bits[self.y[ours], self.x[ours]] = word(1) << (self.ids[ours] % _WORD).astype(word)
+        return bits
+
+
+def boundary_hits(truth: Boundary, prediction: Labels) -> npt.NDArray[np.int64]:
+    """Count boundary pixels of each class: (C, 4) of the truth's, those found, the mask's, those that are true.
+
+    Args:
+        truth: the truth's boundaries.
+        prediction: (H, W) class ids, unknown where the truth is.
+    """
+    found = Boundary(prediction, truth._num_classes)
+    return np.concatenate((truth.counts(found), found.counts(truth)), -1)
+
+
+def boundary_f(hits: Counts) -> Figures:
+    """Mean over classes of the F-score of their boundaries, (...) of (..., C, 4); NaN where there are none."""
+    true, found, drawn, right = np.moveaxis(hits, -1, 0)
+    recall, precision = _ratio(found, true), _ratio(right, drawn)
+    precision = np.where(drawn > 0, precision, 0.0)
+    recall = np.where(true > 0, recall, 0.0)
+    f = np.where(precision + recall > 0, _ratio(2 * precision * recall, precision + recall), 0.0)
+    return _mean_of_known(np.where(true + drawn > 0, f, np.nan))
+
+
+def smoothed(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A colour image as ``flicker`` compares it: (H, W) uint8 grey, its noise smoothed away."""
+    return np.asarray(cv2.blur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (5, 5)), np.uint8)
+
+
+def flicker(
+    before: npt.NDArray[np.uint8], now: npt.NDArray[np.uint8], labels_before: Labels, labels_now: Labels
+) -> npt.NDArray[np.int64]:
+    """Count the pixels whose image did not change between two frames, and those of them whose label did: (2,).
+
+    Args:
+        before, now: (H, W) uint8, ``smoothed``.
+        labels_before, labels_now: (H, W) class ids.
+    """
+    still = cv2.absdiff(before, now) <= STILL_LEVELS
+    return np.array(
+        [np.count_nonzero(still), np.count_nonzero(still & (labels_before != labels_now))], np.int64
+    )
+
+
+def share(counts: Counts) -> Figures:
+    """The second count as a share of the first, (...) of (..., 2)."""
+    return _ratio(counts[..., 1], counts[..., 0])
+
+
+_NEIGHBOURS = np.ones((3, 3), np.uint8)
+_WORD = 64
+"""Classes whose boundaries fit into the bits of one pixel."""
+
+
+def _spread(bits: npt.NDArray[Any], reach: int) -> npt.NDArray[Any]:
+    """Give each pixel the bits of all pixels at most ``reach`` rows and columns away."""
+    for axis in (0, 1):
+        covered = 0
+        ahead = behind = bits
+        while covered < reach:  # each step at most doubles what is covered
+            step = min(covered + 1, reach - covered)
+            ahead, behind = _or_shifted(ahead, step, axis), _or_shifted(behind, -step, axis)
+            covered += step
+        bits = ahead | behind
+    return bits
+
+
+def _or_shifted(bits: npt.NDArray[Any], by: int, axis: int) -> npt.NDArray[Any]:
+    source, target = [slice(None), slice(None)], [slice(None), slice(None)]
+    source[axis], target[axis] = (
+        slice(max(by, 0), min(by, 0) or None),
+        slice(max(-by, 0), min(-by, 0) or None),
+    )
+    merged = bits.copy()
+    merged[tuple(target)] |= bits[tuple(source)]
+    return merged
+
+
+def _joint_counts(first: Labels, second: Labels, most: int, most_of_second: int) -> npt.NDArray[np.int64]:
+    """Count the pairs of ids below both limits; floats hold them exactly up to 16 million pixels an image."""
+    counts = cv2.calcHist(
+        [np.ascontiguousarray(first), np.ascontiguousarray(second)],
+        [0, 1],
+        None,
+        [most, most_of_second],
+        [0, most, 0, most_of_second],
+    )
+    return counts.astype(np.int64)
+
+
+def _ratio(part: Counts, whole: Counts) -> Figures:
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def _mean_of_known(values: Figures) -> Figures:
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0.0).sum(-1), known.sum(-1))

@@ -9,11 +9,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m3l_model import metrics
 from m3l_model.bag_dataset import RgbdBagDataset
-from m3l_model.evaluation import Scores, evaluate
+from m3l_model.evaluation import evaluate
+from m3l_model.evaluation_plan import plan_evaluation
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import to_metres
+from m3l_model.scenarios import ROBUST, chosen_scenarios
 from m3l_model.segmenter import LinearFusionSegmenter
 
 PANEL_HEIGHT = 120
@@ -21,16 +24,24 @@ PANEL_HEIGHT = 120
 
 def validate(
     model: LinearFusionSegmenter, dataset: RgbdBagDataset, positions: npt.NDArray[np.intp]
-) -> Scores:
+) -> dict[str, float]:
     """Score a network that goes on being trained, in float32, at the images' own size.
 
     Args:
         model: the network; stays as it is.
         dataset: frames as they were recorded, with labels.
         positions: (V,) of those to score.
+
+    Returns:
+        The mIoU in each scenario of ``scenarios.ROBUST``, and their mean, ``robust``.
+
+    Raises:
+        M3LError: none of the frames has depth.
     """
-    predictor = _predictor(model)
-    return evaluate(predictor, (dataset[position] for position in positions.tolist()))
+    plan = plan_evaluation(dataset, positions, chosen_scenarios(ROBUST))
+    confusion = evaluate(plan, {"model": _predictor(model)}).counts.confusion[0].sum(1)
+    scores = dict(zip(ROBUST, metrics.miou(confusion).tolist(), strict=True))
+    return scores | {"robust": float(np.mean(list(scores.values())))}
 
 
 def panels(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -26,11 +27,14 @@ from m3l_model.bag_topics import DEFAULT_TOPICS, Topics
 from m3l_model.bag_writer import BagWriter
 from m3l_model.bags import BagFrame, BagFrames, read_frames
 from m3l_model.errors import M3LError
-from m3l_model.evaluation import Scores, evaluate, labelled_positions, score_table
+from m3l_model.evaluation import evaluate
+from m3l_model.evaluation_plan import evaluated_positions, plan_evaluation
+from m3l_model.evaluation_summary import ModelSummary, Summary, score_table, summarise
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.recipe import load_config
 from m3l_model.run_log import read_log
+from m3l_model.scenarios import ROBUST, chosen_scenarios
 from m3l_model.scene import camera_matrix
 from m3l_model.training import Intervals, Machine, train
 from m3l_model.training_frames import TrainingFrames
@@ -136,16 +140,13 @@ class Demo:
             for run in runs:
                 run.result()
 
-    def _evaluate(self, bag: Path) -> dict[str, Scores]:
+    def _evaluate(self, bag: Path) -> Summary:
         dataset = RgbdBagDataset([BagFrames.open(bag, DEFAULT_TOPICS)], self.labels)
-        positions = labelled_positions(dataset)[::EVALUATE_EVERY].tolist()
-        return {
-            name: evaluate(
-                Predictor.from_checkpoint(self._checkpoint(name)),
-                (dataset[i] for i in tqdm(positions, desc=f"score {name}", unit="frame", mininterval=1)),
-            )
-            for name in RECIPES
-        }
+        positions = evaluated_positions(dataset)[::EVALUATE_EVERY]
+        plan = plan_evaluation(dataset, positions, chosen_scenarios(ROBUST))
+        predictors = {name: Predictor.from_checkpoint(self._checkpoint(name)) for name in RECIPES}
+        with tqdm(total=plan.frames, desc="evaluate", unit="frame", mininterval=1) as progress:
+            return summarise(evaluate(plan, predictors, report=progress.update))
 
     def _live_metrics(
         self, seen: Observation, frames: list[BagFrame], outage: tuple[float, float]
@@ -197,7 +198,7 @@ class Demo:
                 if mask is not None:
                     bag.write_rgb("/segmentation/color", frame.stamp_ns, FRAME_ID, self.labels.colorize(mask))
 
-    def _metrics(self, scores: dict[str, Scores], live: dict[str, Any]) -> dict[str, Any]:
+    def _metrics(self, scores: Summary, live: dict[str, Any]) -> dict[str, Any]:
         train_rooms, held_out_rooms = train_recording(self.seed), held_out_recording(self.seed)
         return {
             "command": f"m3l demo --out {self.out} --seed {self.seed}",
@@ -214,7 +215,7 @@ class Demo:
                 "rooms": held_out_rooms.rooms,
                 "seconds_per_room": held_out_rooms.frames_per_room / RATE_HZ,
             },
-            "offline": {name: score.to_dict() for name, score in scores.items()},
+            "offline": {name: offline_scores(model) for name, model in scores.models.items()},
             "live": live,
             "seconds": self._seconds,
             "versions": {
@@ -245,6 +246,27 @@ class Demo:
 
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
         (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+
+
+CONDITIONS = dict(zip(("both", "rgb_only", "depth_only"), ROBUST, strict=True))
+"""What the demo's report calls the scenarios of the robust mIoU."""
+
+
+def offline_scores(model: ModelSummary) -> dict[str, Any]:
+    """Give the mIoU under each condition, their mean, the majority's, and the IoU of each class, None without one."""
+    scenarios = {condition: model.scenarios[name] for condition, name in CONDITIONS.items()}
+    return {
+        **{condition: scenario.figures["miou"].value for condition, scenario in scenarios.items()},
+        "robust": model.headline["robust"].value,
+        "majority": model.majority,
+        "class_iou": {
+            condition: {
+                label: iou if math.isfinite(iou) else None for label, iou in scenario.class_iou.items()
+            }
+            for condition, scenario in scenarios.items()
+        },
+        "frames": scenarios["both"].segmented,
+    }
 
 
 def _train_one(recipe: str, bag: Path, labels: LabelSet, out: Path, seed: int, threads: int) -> None:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -29,12 +27,13 @@ from sensor_msgs.msg import Image
 from m3l_model.bag_topics import Topics
 from m3l_model.errors import M3LError
 from m3l_model.images import to_labels
-from m3l_ros.isolation import isolated_environment
+from m3l_ros.isolation import isolated_process
+from m3l_ros.processes import run_process
+from m3l_ros.stamps import to_ns
 
 START_TIMEOUT = 90.0
 SILENCE_TIMEOUT = 15.0
 SURPLUS_TIME = 1.0
-STOP_TIMEOUT = 10.0
 QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=50)
 
 
@@ -81,14 +80,14 @@ def run_live(
     replay_command = [sys.executable, "-m", "m3l_model", "replay", str(bag), "--drop-depth", f"{start}:{end}"]
     replay_command += ["--wait-for-subscribers", f"{START_TIMEOUT}", "--topics", topics.rgb, topics.depth]
 
-    with isolated_environment() as environment:
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-        with _observe(topics.rgb) as (node, seen), _process(node_command, logs / "node.log") as segmentation:
-            _wait_until_active(node, segmentation, logs / "node.log")
-            with _process(replay_command, logs / "replay.log") as replay:
-                _wait_for_masks(seen, frames, segmentation, replay, logs)
+    with (
+        isolated_process(),
+        _observe(topics.rgb) as (node, seen),
+        run_process(node_command, logs / "node.log") as segmentation,
+    ):
+        _wait_until_active(node, segmentation, logs / "node.log")
+        with run_process(replay_command, logs / "replay.log") as replay:
+            _wait_for_masks(seen, frames, segmentation, replay, logs)
     return seen
 
 
@@ -101,10 +100,10 @@ def _observe(rgb_topic: str) -> Iterator[tuple[Node, Observation]]:
     seen = Observation()
 
     def on_colour(msg: Image) -> None:
-        seen.colour.setdefault(_stamp_ns(msg), time.monotonic())
+        seen.colour.setdefault(to_ns(msg.header.stamp), time.monotonic())
 
     def on_mask(msg: Image) -> None:
-        seen.masks.append((_stamp_ns(msg), time.monotonic(), to_labels(msg).copy()))
+        seen.masks.append((to_ns(msg.header.stamp), time.monotonic(), to_labels(msg).copy()))
 
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -130,25 +129,6 @@ def _spin(executor: SingleThreadedExecutor) -> None:
         executor.spin()
     except ExternalShutdownException:
         return
-
-
-@contextmanager
-def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process, its output in ``log``, and end it with SIGINT, as a user would."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(STOP_TIMEOUT)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-    if process.returncode != 0:
-        raise M3LError(f"{' '.join(command[2:4])} ended with exit code {process.returncode}; see {log}")
 
 
 def _wait_until_active(node: Node, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -183,7 +163,3 @@ def _wait_for_masks(
             return
         time.sleep(0.1)
     time.sleep(SURPLUS_TIME)
-
-
-def _stamp_ns(msg: Image) -> int:
-    return int(msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec)

@@ -3,35 +3,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
-
-matplotlib.use("Agg")
-
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from matplotlib import pyplot as plt
 
+from m3l_model.html_figures import STYLE, data_uri, inline_svg, plt
 from m3l_model.labels import LabelSet
 
 MODELS = (("m3l", "with M3L"), ("supervised", "supervised, no modality dropout"))
 COLORS = {"m3l": "#1769aa", "supervised": "#c77700"}
 NO_DEPTH = 90
 """Gray of depth that did not come."""
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ def _timeline(live: Sequence[LiveFrame], outage: dict[str, float]) -> str:
     )
     below.plot(times, [1000 * frame.latency_s for frame in live], color="#5b6b7b", lw=1.2)
     below.set(xlabel="seconds of the bag", ylabel="latency, ms", ylim=(0, None))
-    return _svg(figure, "Accuracy and latency of the live masks over time")
+    return inline_svg(figure, "Accuracy and latency of the live masks over time")
 
 
 def _conditions(offline: dict[str, Any]) -> str:
@@ -124,7 +112,7 @@ def _conditions(offline: dict[str, Any]) -> str:
     axes.set(ylabel="mIoU, %", ylim=(0, 100))
     axes.set_xticks(range(len(conditions)), list(conditions.values()))
     axes.legend(frameon=False, loc="upper right")
-    return _svg(figure, "Mean IoU of both models with both modalities, colour only and depth only")
+    return inline_svg(figure, "Mean IoU of both models with both modalities, colour only and depth only")
 
 
 def _losses(logs: dict[str, list[dict[str, float]]]) -> str:
@@ -138,15 +126,7 @@ def _losses(logs: dict[str, list[dict[str, float]]]) -> str:
                 axes.plot(smooth, style, color=COLORS[name], label=f"{title}: {what}")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.legend(frameon=False)
-    return _svg(figure, "Training losses over the steps")
-
-
-def _svg(figure: Any, description: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+    return inline_svg(figure, "Training losses over the steps")
 
 
 def _strip_column(frame: StripFrame, labels: LabelSet) -> dict[str, Any]:
@@ -176,5 +156,4 @@ def _show_depth(
 
 def _data_uri(rgb: npt.NDArray[np.uint8], suffix: str) -> str:
     _, encoded = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    kind = "jpeg" if suffix == ".jpg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}"
+    return data_uri(encoded.tobytes(), "jpeg" if suffix == ".jpg" else "png")

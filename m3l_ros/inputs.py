@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from rclpy.callback_groups import CallbackGroup
@@ -27,6 +28,7 @@ from m3l_ros.qos import (
     UnsupportedEventTypeError,
     input_qos,
 )
+from m3l_ros.receipts import Receipts
 from m3l_ros.synchronizer import RgbdTimeSynchronizer
 
 _WATCH_PERIOD = 1.0
@@ -63,6 +65,7 @@ class Inputs:
         parameters: say which transports and QoS.
         on_frame: called with each frame, the latest camera_info of colour (None where none has come), and the seconds
             since the frame's image arrived.
+        wait_until_segmented: returns when all frames handed over are dealt with.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class Inputs:
         core: RgbdSynchronizer,
         parameters: NodeParameters,
         on_frame: Callable[[Frame, CameraInfo | None, float], None],
+        wait_until_segmented: Callable[[], None],
     ) -> None:
         self._node = node
+        self._wait_until_segmented = wait_until_segmented
         self._on_frame = on_frame
         self._rgb_info: CameraInfo | None = None
         self._depth_info: CameraInfo | None = None
@@ -107,8 +112,13 @@ class Inputs:
         )
         self._rgb.registerCallback(self._on_rgb)
         self._depth.registerCallback(self._on_depth)
-        self._synchronizer = RgbdTimeSynchronizer(node, core, self._rgb, self._depth, callback_group)
+        self._receipts = Receipts(node, callback_group, self._settle)
+        self._synchronizer = RgbdTimeSynchronizer(
+            node, core, self._rgb, self._depth, callback_group, self._receipts.wanted
+        )
         self._synchronizer.registerCallback(self._on_synchronized)
+        for subscriber in (self._rgb, self._depth):  # called after the synchronizer, which was here first
+            subscriber.registerCallback(partial(self._receipts.image, topic=subscriber.topic))
         self._watch_timer = node.create_timer(
             _WATCH_PERIOD, self._watch, callback_group, Clock(clock_type=ClockType.STEADY_TIME)
         )
@@ -140,6 +150,7 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._rgb.close()
         self._depth.close()
+        self._receipts.close()
         return self._synchronizer.close()
 
     def _on_rgb(self, msg: Any) -> None:
@@ -157,6 +168,10 @@ class Inputs:
 
     def _on_synchronized(self, frame: Frame, waited: float) -> None:
         self._on_frame(frame, self._rgb_info, waited)
+
+    def _settle(self) -> None:
+        self._synchronizer.settle()
+        self._wait_until_segmented()
 
     def _watch(self) -> None:
         self._rgb.follow()

@@ -39,6 +39,28 @@ def isolated_environment(environ: Mapping[str, str] = os.environ) -> Iterator[di
 
 
 @contextmanager
+def isolated_process() -> Iterator[None]:
+    """Have this process and those that it starts see one another and nobody else, while the context is open.
+
+    Raises:
+        M3LError: every domain is taken.
+    """
+    before = dict(os.environ)
+    with isolated_environment() as own:
+        _set_environment(own)
+        try:
+            yield
+        finally:
+            _set_environment(before)
+
+
+def _set_environment(environ: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    os.environ.update(environ)
+
+
+@contextmanager
 def _leased_domain() -> Iterator[int]:
     """A domain id; held by an abstract socket, which the system withdraws with the process."""
     for domain in random.sample(_DOMAINS, len(_DOMAINS)):

@@ -207,7 +207,9 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         if self._core is None or self._pipeline is None:
             raise M3LError("the node is not configured")
         self._pipeline.start()
-        self._inputs = Inputs(self, self._core, self._settings, self._on_frame)
+        self._inputs = Inputs(
+            self, self._core, self._settings, self._on_frame, self._pipeline.wait_until_idle
+        )
         status = self._inputs.status()
         self.get_logger().info(f"active: colour from {status.rgb.topic}, depth from {status.depth.topic}")
 
@@ -312,6 +314,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
 
     def _on_frame(self, frame: Frame, camera_info: CameraInfo | None, waited: float) -> None:
         if self._pipeline is not None:
+            self._pipeline.outputs.publish_decision(frame)
             self._pipeline.submit(frame, camera_info, waited)
         if self._inputs is not None:
             self._note_outage(self._inputs.outage)

@@ -7,16 +7,17 @@ import threading
 from array import array
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from std_msgs.msg import Header, String
 
 from m3l_model.labels import LabelSet
+from m3l_model.overlay import paint_over
+from m3l_model.sync import Frame
 from m3l_ros.parameters import OUTPUTS, NodeParameters
-from m3l_ros.qos import LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
+from m3l_ros.qos import ACCOUNT_QOS, LATCHED_QOS, MASK_QOS, NO_PUBLISHER_EVENTS
 
 if TYPE_CHECKING:
     from m3l_model.predictor import Prediction
@@ -27,6 +28,7 @@ except ImportError:
     LabelInfo = None
 
 MASK, COLOR, OVERLAY, CONFIDENCE, CAMERA_INFO = OUTPUTS
+DECISION = "segmentation/decision"
 
 
 class Outputs:
@@ -51,6 +53,9 @@ class Outputs:
             )
             for name in OUTPUTS
         }
+        self._decisions = node.create_publisher(
+            TimeReference, DECISION, ACCOUNT_QOS, event_callbacks=NO_PUBLISHER_EVENTS
+        )
         self._classes, self._label_info = (
             None
             if message_type is None
@@ -114,16 +119,25 @@ class Outputs:
             if COLOR in wanted:
                 messages[COLOR] = image_message(header, "rgb8", color)
             if OVERLAY in wanted:
-                below = np.zeros_like(color) if rgb is None else rgb
-                painted = cv2.addWeighted(color, self._opacity, below, 1.0 - self._opacity, 0.0)
-                messages[OVERLAY] = image_message(header, "rgb8", painted)
+                messages[OVERLAY] = image_message(header, "rgb8", paint_over(rgb, color, self._opacity))
         for name, message in messages.items():
             self._publishers[name].publish(message)
+
+    def publish_decision(self, frame: Frame) -> None:
+        """Say what the synchronizer made of an image: its header, the stamp of its depth (0: none), and the reason."""
+        if not self._decisions.get_subscription_count():
+            return
+        decision = TimeReference(
+            header=(frame.depth if frame.rgb is None else frame.rgb).header, source=str(frame.reason)
+        )
+        if frame.depth is not None:
+            decision.time_ref = frame.depth.header.stamp
+        self._decisions.publish(decision)
 
     def close(self) -> None:
         """Withdraw every topic."""
         with self._lock:
-            publishers = [*self._publishers.values(), self._classes, self._label_info]
+            publishers = [*self._publishers.values(), self._decisions, self._classes, self._label_info]
             self._publishers.clear()
         for publisher in publishers:
             if publisher is not None:

@@ -139,6 +139,11 @@ class Pipeline:
         else:
             self._worker.offer(job)
 
+    def wait_until_idle(self) -> None:
+        """Wait until no frame is left that was submitted and is neither segmented nor skipped nor dropped."""
+        if self._worker is not None:
+            self._worker.wait_until_idle()
+
     def discard(self, frames: list[Frame]) -> None:
         """Count frames that nobody will segment, because the node is no longer active."""
         for frame in frames:

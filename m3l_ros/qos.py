@@ -25,6 +25,9 @@ NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 MASK_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=5)
 """Of what the node publishes for every frame."""
 
+ACCOUNT_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=100)
+"""Of decisions and receipts, which are small and come many at a time."""
+
 LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
@@ -40,6 +43,7 @@ CAMERA_INFO_QOS = QoSProfile(
 
 
 __all__ = [
+    "ACCOUNT_QOS",
     "CAMERA_INFO_QOS",
     "LATCHED_QOS",
     "MASK_QOS",

@@ -20,9 +20,12 @@ from rosbags.interfaces import Qos
 from rosgraph_msgs.msg import Clock
 
 from m3l_model.bags import BagReader, RawMessage
+from m3l_model.cdr import stamp_ns
 from m3l_model.errors import M3LError
 from m3l_ros.faults import FaultInjector, Stream
 from m3l_ros.faulty_camera import FaultyCamera, Offer
+from m3l_ros.lock_step import LockStep
+from m3l_ros.stamps import to_time
 
 _CLOCK = "/clock"
 _TF_STATIC = "/tf_static"
@@ -32,6 +35,7 @@ _POLL_PERIOD = 0.05
 _ACKNOWLEDGE_TIMEOUT = 5.0
 _LEAST_DEPTH = 50  # a reliable subscriber that is busy for a while still gets every image
 _LATCHED_DEPTH = 100
+_MEETING_TIMEOUT = 30.0
 
 
 class ReplayError(M3LError):
@@ -66,19 +70,24 @@ class ReplayOptions:
         rate: seconds of the bag per second.
         topics: what to publish; None: everything.
         drop_depth: when to withhold depth images.
-        depth_topic: of those; None: guessed.
+        rgb_topic: of the colour images that must be listened to, or get faults; None: guessed.
+        depth_topic: likewise of the depth images, and of those to withhold.
         clock: publish the bag's time on /clock.
+        step: in lock-step with the segmentation node, whose receipt each image waits for, rather than at a rate.
         loop: start over at the end, until interrupted.
         delay: seconds to wait before the first message.
-        wait_for_subscribers: seconds to wait at most for a subscriber of colour and of depth; None: do not wait.
+        wait_for_subscribers: seconds to wait at most for a subscriber of colour and of depth; None: do not wait, but
+            in lock-step 30.
         faults: seed of the faults to put into colour and depth; None: none.
     """
 
     rate: float = 1.0
     topics: Sequence[str] | None = None
     drop_depth: Sequence[Interval] = ()
+    rgb_topic: str | None = None
     depth_topic: str | None = None
     clock: bool = False
+    step: bool = False
     loop: bool = False
     delay: float = 0.0
     wait_for_subscribers: float | None = None
@@ -87,6 +96,12 @@ class ReplayOptions:
     def __post_init__(self) -> None:
         if not self.rate > 0:
             raise ReplayError(f"rate must be above 0, not {self.rate:g}")
+        if self.step and self.rate != 1.0:
+            raise ReplayError("--step goes at the node's pace; leave out --rate")
+        if self.step and self.faults is not None:
+            raise ReplayError(
+                "--faults are faults in time, which --step does away with; leave out one of them"
+            )
 
 
 class ReplayCounts(NamedTuple):
@@ -141,7 +156,9 @@ class BagPlayer:
         self._camera = (
             FaultyCamera(node, self._camera_offers, self._injector) if self._camera_topics else None
         )
-        self._clock = node.create_publisher(Clock, _CLOCK, 10) if self._options.clock else None
+        self._lock_step = LockStep(node) if self._options.step else None
+        timed_clock = self._options.clock and not self._options.step
+        self._clock = node.create_publisher(Clock, _CLOCK, 10) if timed_clock else None
 
     def play(self) -> ReplayCounts:
         """Publish the bag, once or until interrupted; returns what was published.
@@ -151,11 +168,14 @@ class BagPlayer:
             KeyboardInterrupt: as usual; ``counts`` tells how far it came.
         """
         options = self._options
-        if options.wait_for_subscribers is not None:
+        if self._lock_step is not None:
+            self._meet_node(self._lock_step)
+        elif options.wait_for_subscribers is not None:
             self._wait_for_subscribers(options.wait_for_subscribers)
         time.sleep(options.delay)
+        pace = "in lock-step" if options.step else f"at rate {options.rate:g}"
         self._report(
-            f"{self._path}: {len(self._publishers)} topics, {self._duration:.1f} s at rate {options.rate:g}"
+            f"{self._path}: {len(self._publishers)} topics, {self._duration:.1f} s {pace}"
             + "".join(
                 f"; no {self._depth_topic} from {begin:g} to {min(end, self._duration):g} s"
                 for begin, end in options.drop_depth
@@ -186,8 +206,11 @@ class BagPlayer:
         with BagReader(self._path) as bag:
             for message in bag.raw_messages([*self._publishers, *self._camera_topics]):
                 offset = (message.log_ns - self._start_ns) / 1e9
-                self._deliver_until(begin, played, offset)
-                self._sleep_until(begin, offset)
+                if self._lock_step is not None:
+                    self._lock_step.advance(message.log_ns)
+                else:
+                    self._deliver_until(begin, played, offset)
+                    self._sleep_until(begin, offset)
                 if time.monotonic() >= reported + _PROGRESS_PERIOD:
                     reported = time.monotonic()
                     self._report(f"{offset:.1f} / {self._duration:.1f} s, {self._published.total()} messages")
@@ -199,8 +222,18 @@ class BagPlayer:
                     self._camera.add(stream, image, played + offset)
                     self._camera.deliver(played + offset)
                 else:
-                    self._publishers[message.topic].publish(bytes(message.data))
+                    self._publish(message)
                     self._published[message.topic] += 1
+        if self._lock_step is not None:
+            self._lock_step.finish()
+
+    def _publish(self, message: RawMessage) -> None:
+        publisher = self._publishers[message.topic]
+        if self._lock_step is None:
+            publisher.publish(bytes(message.data))
+        else:
+            stamp = stamp_ns(message.data) if message.topic in self._awaited else 0
+            self._lock_step.publish(publisher, bytes(message.data), stamp)
 
     def _deliver_until(self, begin: float, played: float, offset: float) -> None:
         """Publish the delayed images that fall due by ``offset``, each in its time."""
@@ -224,9 +257,7 @@ class BagPlayer:
 
     def _publish_clock(self, offset: float) -> None:
         assert self._clock is not None
-        message = Clock()
-        message.clock.sec, message.clock.nanosec = divmod(self._start_ns + round(offset * 1e9), 1_000_000_000)
-        self._clock.publish(message)
+        self._clock.publish(Clock(clock=to_time(self._start_ns + round(offset * 1e9))))
 
     def _is_withheld(self, message: RawMessage, offset: float) -> bool:
         topic = self._depth_topic
@@ -237,7 +268,7 @@ class BagPlayer:
     def _choose_depth_topic(self, bag: BagReader) -> str | None:
         if not self._options.drop_depth:
             return None
-        topic = bag.choose_topics(depth=self._options.depth_topic).depth
+        topic = bag.choose_topics(self._options.rgb_topic, self._options.depth_topic).depth
         if topic is None:
             raise ReplayError(f"{self._path}: no topic looks like depth; name it with --depth-topic")
         return topic
@@ -246,7 +277,7 @@ class BagPlayer:
         """The topics whose images pass through the injector."""
         if self._options.faults is None:
             return {}
-        topics = bag.choose_topics(depth=self._options.depth_topic)
+        topics = bag.choose_topics(self._options.rgb_topic, self._options.depth_topic)
         wanted = self._options.topics
         chosen: dict[str, Stream] = {topics.rgb: "rgb"}
         if topics.depth is not None:
@@ -254,9 +285,9 @@ class BagPlayer:
         return {topic: stream for topic, stream in chosen.items() if wanted is None or topic in wanted}
 
     def _awaited_topics(self, bag: BagReader) -> list[str]:
-        if self._options.wait_for_subscribers is None:
+        if self._options.wait_for_subscribers is None and not self._options.step:
             return []
-        topics = bag.choose_topics(depth=self._options.depth_topic)
+        topics = bag.choose_topics(self._options.rgb_topic, self._options.depth_topic)
         published = (*self._publishers, *self._camera_topics)
         return [topic for topic in (topics.rgb, topics.depth) if topic in published and topic]
 
@@ -274,17 +305,28 @@ class BagPlayer:
                 f"{self._path}: no topic {', '.join(missing)}; the bag has {', '.join(sorted(recorded))}"
             )
         for topic in wanted:
-            if topic == _CLOCK and self._options.clock:
+            if topic == _CLOCK and (self._options.clock or self._options.step):
                 continue
             message_class = _message_class(recorded[topic])
             if message_class is None:
                 self._report(f"leaving out {topic}: its type {recorded[topic]} is not installed")
                 continue
             qos = _offered_qos(topic, bag.qos(topic))
+            if self._options.step:
+                qos.reliability = ReliabilityPolicy.RELIABLE
             if topic in self._camera_topics:
                 self._camera_offers[self._camera_topics[topic]] = Offer(topic, message_class, qos)
             else:
                 yield topic, self._node.create_publisher(message_class, topic, qos)
+
+    def _meet_node(self, lock_step: LockStep) -> None:
+        timeout = self._options.wait_for_subscribers
+        self._report("waiting for the segmentation node")
+        lock_step.meet(
+            [self._publishers[topic] for topic in self._awaited],
+            self._start_ns,
+            _MEETING_TIMEOUT if timeout is None else timeout,
+        )
 
     def _wait_for_subscribers(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

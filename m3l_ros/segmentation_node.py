@@ -38,6 +38,8 @@ topics, relative; remap them with --ros-args -r rgb/image:=/camera/color/image_r
        segmentation/color, segmentation/overlay  rgb8
        segmentation/confidence           32FC1, 0..1
        segmentation/camera_info          of colour, with the mask's stamp
+       segmentation/decision             with which depth an image was paired, or why with none
+       segmentation/receipt              what was dealt with, for m3l replay --step
        segmentation/classes              names and colours as JSON, latched
        /diagnostics
 """

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 from rclpy.callback_groups import CallbackGroup
@@ -14,6 +15,7 @@ from rclpy.node import Node
 
 from m3l_model.sync import Frame, RgbdSynchronizer, SyncStatus
 from m3l_ros.providers import SimpleFilter
+from m3l_ros.stamps import to_ns
 
 _CEILING_NS = 1_000_000_000
 _SIMULATED_TICK_NS = 10_000_000
@@ -35,12 +37,16 @@ class RgbdTimeSynchronizer(SimpleFilter):
     one at a time, and never under a lock. Time is the node's ROS clock. A steady timer polls while a colour image
     waits; none waits longer than 1 s of steady time, even where the ROS clock is paused, slow or absent.
 
+    Simulated time stands still between two messages of /clock, and more images may come at the time that it shows:
+    what falls due at that time goes out with the next image, or when time goes on.
+
     Args:
         node: gives the clock, the timer and the context.
         core: the policy; it must not be used elsewhere.
         rgb: filter whose output are messages with a header: the colour images.
         depth: likewise the depth images.
         callback_group: of the timer; the node's default group where it is None.
+        clock_driven_by_hand: while this says so, a clock that stands still is meant to, and the limit of 1 s is void.
     """
 
     def __init__(
@@ -50,16 +56,20 @@ class RgbdTimeSynchronizer(SimpleFilter):
         rgb: SimpleFilter,
         depth: SimpleFilter,
         callback_group: CallbackGroup | None = None,
+        clock_driven_by_hand: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self._node = node
         self._core = core
         self._clock = cast(ROSClock, node.get_clock())
+        self._clock_driven_by_hand = clock_driven_by_hand
         self._lock = threading.Lock()
+        self._delivered = threading.Condition(self._lock)
         self._due: deque[Frame] = deque()  # of _Arrived
         self._delivering = False
         self._closed = False
         self._armed = False
+        self._last_ns = 0  # time of the latest image
         self._arrivals: deque[int] = (
             deque()
         )  # steady times of the colour images that wait, and of no later ones
@@ -78,7 +88,7 @@ class RgbdTimeSynchronizer(SimpleFilter):
                 return
             arrived = _Arrived(msg, time.monotonic_ns())
             self._arrivals.append(arrived.at_ns)
-            self._due.extend(self._core.add_rgb(_stamp_ns(msg), arrived, self._clock.now().nanoseconds))
+            self._due.extend(self._core.add_rgb(to_ns(msg.header.stamp), arrived, self._take_time()))
             self._arm()
         self._deliver()
 
@@ -88,7 +98,7 @@ class RgbdTimeSynchronizer(SimpleFilter):
             if self._closed:
                 return
             arrived = _Arrived(msg, time.monotonic_ns())
-            self._due.extend(self._core.add_depth(_stamp_ns(msg), arrived, self._clock.now().nanoseconds))
+            self._due.extend(self._core.add_depth(to_ns(msg.header.stamp), arrived, self._take_time()))
             self._arm()
         self._deliver()
 
@@ -102,10 +112,16 @@ class RgbdTimeSynchronizer(SimpleFilter):
         """Counters and state as of now, for diagnostics; hands over what has fallen due by now."""
         with self._lock:
             if not self._closed:
-                self._due.extend(self._core.poll(self._clock.now().nanoseconds))
+                self._poll()
             status = self._core.status()
         self._deliver()
         return status
+
+    def settle(self) -> None:
+        """Hand over what has fallen due by now, and wait until it is, whichever thread does so."""
+        self.status()
+        with self._delivered:
+            self._delivered.wait_for(lambda: not (self._due or self._delivering))
 
     @property
     def outage(self) -> bool:
@@ -125,11 +141,23 @@ class RgbdTimeSynchronizer(SimpleFilter):
         with self._lock:
             if self._closed:
                 return
-            self._due.extend(self._core.poll(self._clock.now().nanoseconds))
-            if self._waited_ns() >= _CEILING_NS:
+            self._poll()
+            if self._until_ceiling_ns() <= 0:
                 self._due.extend(self._core.flush())
             self._arm()
         self._deliver()
+
+    def _take_time(self) -> int:
+        """The time at which an image arrives."""
+        self._last_ns = self._clock.now().nanoseconds
+        return self._last_ns
+
+    def _poll(self) -> None:
+        now_ns = self._clock.now().nanoseconds
+        self._last_ns = min(self._last_ns, now_ns)
+        if self._clock.ros_time_is_active and now_ns > self._last_ns:
+            now_ns -= 1
+        self._due.extend(self._core.poll(now_ns))
 
     def _arm(self) -> None:
         """Have the timer fire when the next frame falls due."""
@@ -140,22 +168,24 @@ class RgbdTimeSynchronizer(SimpleFilter):
                 self._set_timer(_IDLE_NS)
             self._armed = False
             return
-        wait_ns = min(deadline_ns - self._clock.now().nanoseconds, _CEILING_NS - self._waited_ns())
-        if self._clock.ros_time_is_active:
-            wait_ns = min(wait_ns, _SIMULATED_TICK_NS)
-        self._set_timer(max(wait_ns, _SHORTEST_NS))
+        wait_ns = deadline_ns - self._clock.now().nanoseconds
+        if self._clock.ros_time_is_active and not 0 < wait_ns < _SIMULATED_TICK_NS:
+            wait_ns = _SIMULATED_TICK_NS
+        self._set_timer(max(min(wait_ns, self._until_ceiling_ns()), _SHORTEST_NS))
         self._armed = True
 
     def _set_timer(self, nanoseconds: int) -> None:
         self._timer.timer_period_ns = nanoseconds
         self._timer.reset()
 
-    def _waited_ns(self) -> int:
-        """Steady time that the oldest waiting colour image has waited."""
+    def _until_ceiling_ns(self) -> int:
+        """Steady time that the oldest waiting colour image may still wait."""
         waiting = self._core.status().waiting
         while len(self._arrivals) > waiting:
             self._arrivals.popleft()
-        return time.monotonic_ns() - self._arrivals[0] if self._arrivals else 0
+        if not self._arrivals or self._clock_driven_by_hand():
+            return _CEILING_NS
+        return self._arrivals[0] + _CEILING_NS - time.monotonic_ns()
 
     def _deliver(self) -> None:
         """Hand over what is due; whoever comes while another thread does so leaves it to that thread."""
@@ -169,8 +199,9 @@ class RgbdTimeSynchronizer(SimpleFilter):
             try:
                 self.signalMessage(_unwrap(frame), (time.monotonic_ns() - arrived.at_ns) / 1e9)
             finally:
-                with self._lock:
+                with self._delivered:
                     self._delivering = False
+                    self._delivered.notify_all()
 
 
 class _Arrived(NamedTuple):
@@ -183,7 +214,3 @@ class _Arrived(NamedTuple):
 def _unwrap(frame: Frame) -> Frame:
     rgb, depth = (None if image is None else image.msg for image in (frame.rgb, frame.depth))
     return frame._replace(rgb=rgb, depth=depth)
-
-
-def _stamp_ns(msg: Any) -> int:
-    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)

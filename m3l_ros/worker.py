@@ -50,6 +50,7 @@ class FrameWorker(Generic[T]):
         self._frames: deque[_Waiting[T]] = deque()
         self._interludes: deque[Callable[[], None]] = deque()
         self._condition = threading.Condition()
+        self._handling = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segmentation", daemon=True)
         self._thread.start()
@@ -67,7 +68,7 @@ class FrameWorker(Generic[T]):
             else:
                 displaced = self._take_outdated(but=0)
                 self._frames.append(_Waiting(frame, self._clock()))
-                self._condition.notify()
+                self._condition.notify_all()
         self._dispose(displaced)
 
     def between_frames(self, action: Callable[[], None]) -> None:
@@ -83,8 +84,13 @@ class FrameWorker(Generic[T]):
 
         with self._condition:
             self._interludes.append(interlude)
-            self._condition.notify()
+            self._condition.notify_all()
         done.wait()
+
+    def wait_until_idle(self) -> None:
+        """Wait until every frame that was accepted is handled, or the worker is stopped."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopping or not (self._frames or self._handling))
 
     def stop(self, timeout: float | None = None) -> list[T]:
         """Let the frame in hand be finished and end the thread; returns the frames that were still waiting.
@@ -96,18 +102,21 @@ class FrameWorker(Generic[T]):
             self._stopping = True
             left = [waiting.frame for waiting in self._frames]
             self._frames.clear()
-            self._condition.notify()
+            self._condition.notify_all()
         self._thread.join(timeout)
         return left
 
     def _run(self) -> None:
         while True:
             with self._condition:
+                self._handling = False
+                self._condition.notify_all()
                 self._condition.wait_for(lambda: self._frames or self._interludes or self._stopping)
                 if self._stopping:
                     return
                 interlude = self._interludes.popleft() if self._interludes else None
                 frames = [] if interlude else [*self._take_outdated(but=1), self._frames.popleft().frame]
+                self._handling = interlude is None
             if interlude:
                 interlude()
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ _LABELS_HELP = "labels beside the bags: a folder of PNGs, CVAT's zip or COCO's J
 def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``BAG...``, the topics, ``--slop`` and ``--no-cache``."""
     parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="rosbag2 folders or files")
-    _add_reading_arguments(parser)
+    add_reading_arguments(parser)
 
 
 def add_split_bag_arguments(parser: argparse.ArgumentParser, part: str) -> None:
@@ -45,10 +46,11 @@ def add_split_bag_arguments(parser: argparse.ArgumentParser, part: str) -> None:
     parser.add_argument(
         "--splits", type=Path, metavar="FILE", help=f"made by m3l split: take {part}, rather than all frames"
     )
-    _add_reading_arguments(parser)
+    add_reading_arguments(parser)
 
 
-def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the topics, ``--slop`` and ``--no-cache``."""
     add_topic_arguments(parser)
     parser.add_argument(
         "--slop",
@@ -100,6 +102,13 @@ def open_bag(bag: Path, args: argparse.Namespace, labels_required: bool = True) 
     index = open_index(bag, args.cache)
     topics = chosen_topics(index, args, labels_required)
     return BagFrames(index, topics, chosen_pairing(args), args.cache)
+
+
+def without_labels(frames: BagFrames, args: argparse.Namespace) -> BagFrames:
+    """The same frames; nobody looks at their label images, which may be wrong or damaged."""
+    from m3l_model.bags import BagFrames
+
+    return BagFrames(frames.index, replace(frames.topics, label=None), frames.pairing, args.cache)
 
 
 def open_bags_of_splits(args: argparse.Namespace) -> tuple[list[BagFrames], Splits | None]:

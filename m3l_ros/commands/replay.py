@@ -32,7 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put faults into colour and depth, one after another, the same for the same seed: lost, late, doubled, "
         "damaged and frozen images, jumping stamps, pauses, publishers replaced and more",
     )
-    parser.add_argument("--depth-topic", metavar="TOPIC", help="default: guessed by type, encoding and name")
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="publish each image when the segmentation node has dealt with the one before, and drive its clock "
+        "(it needs -p use_sim_time:=true): what it decides then depends on the bag alone",
+    )
+    for role in ("rgb", "depth"):
+        parser.add_argument(
+            f"--{role}-topic", metavar="TOPIC", help="default: guessed by type, encoding and name"
+        )
     parser.add_argument("--topics", nargs="+", metavar="TOPIC", help="publish these only (default: all)")
     parser.add_argument("--clock", action="store_true", help="publish the bag's time on /clock")
     parser.add_argument("--loop", action="store_true", help="start over at the end, until interrupted")
@@ -77,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
         rate=args.rate,
         topics=args.topics,
         drop_depth=drop_depth,
+        rgb_topic=args.rgb_topic,
         depth_topic=args.depth_topic,
         clock=args.clock,
+        step=args.step,
         loop=args.loop,
         delay=args.delay,
         wait_for_subscribers=args.wait_for_subscribers,

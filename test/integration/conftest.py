@@ -318,6 +318,23 @@ def start_node(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable
         print(process.log)
 
 
+@pytest.fixture
+def start_replay(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts `m3l replay` processes, with arguments; returns the process and the file of what it prints."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
+        with (tmp_path / "replay.log").open("w") as log:
+            command = [sys.executable, "-m", "m3l_model", "replay", *arguments]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        return processes[-1], tmp_path / "replay.log"
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="session")
 def images_of() -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
     """Colour and depth of the robot's frames."""

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -30,22 +28,6 @@ def bag(tmp_path_factory, images_of):
             stamp_ns = START_NS + index * PERIOD_NS
             writer.write_frame(stamp_ns, "camera", rgb, depth, np.zeros(depth.shape, np.uint8), K)
     return path
-
-
-@pytest.fixture
-def start_replay(environment, tmp_path):
-    processes = []
-
-    def start(*arguments):
-        with (tmp_path / "replay.log").open("w") as log:
-            command = [sys.executable, "-m", "m3l_model", "replay", *arguments]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-        return processes[-1], tmp_path / "replay.log"
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
 
 
 def test_every_frame_of_a_bag_gets_its_mask_while_depth_drops_out(

@@ -16,19 +16,20 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_samples import blocks, small
 
-from m3l_model import LinearFusionSegmenter, M3LError, Predictor, load_checkpoint, training_memory
+from m3l_model import M3LError, Predictor, load_checkpoint, training_memory
 from m3l_model.bag_dataset import RgbdBagDataset
-from m3l_model.bag_topics import DEFAULT_TOPICS
 from m3l_model.bag_writer import BagWriter
 from m3l_model.bags import BagFrames
-from m3l_model.checkpoint import CheckpointError, Metadata, read_tensors, write_tensors
-from m3l_model.evaluation import evaluate, labelled_positions
+from m3l_model.checkpoint import CheckpointError, read_tensors, write_tensors
+from m3l_model.evaluation import evaluate
+from m3l_model.evaluation_plan import evaluated_positions, plan_evaluation
+from m3l_model.evaluation_summary import summarise
 from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.learner import Learner, StepResult
-from m3l_model.preprocessing import Preprocessing
 from m3l_model.recipe import load_config
 from m3l_model.run_log import VALIDATION_FILE, read_log
 from m3l_model.run_state import STATE_FILE
+from m3l_model.scenarios import ROBUST, chosen_scenarios
 from m3l_model.splits import BagSplits, Splits, TimeRange
 from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train
 from m3l_model.training_frames import TrainingFrames
@@ -116,11 +117,12 @@ def test_trains_from_a_bag_and_scores_on_one(tmp_path: Path, block_bag: Path) ->
     assert metadata is not None
     assert metadata.labels == LABELS
     dataset = RgbdBagDataset([block_bag], LABELS)
-    samples = [dataset[position] for position in labelled_positions(dataset)]
-    scores = evaluate(Predictor.from_checkpoint(checkpoint, "cpu"), samples)
-    assert scores.frames == 3
-    assert 0 <= scores.both <= 1
-    assert scores.robust == pytest.approx((scores.both + scores.rgb_only + scores.depth_only) / 3)
+    plan = plan_evaluation(dataset, evaluated_positions(dataset), chosen_scenarios(ROBUST))
+    assert plan.frames == 3
+    summary = summarise(evaluate(plan, {"run": Predictor.from_checkpoint(checkpoint, "cpu")}))
+    figures = {name: figure.value for name, figure in summary.models["run"].headline.items()}
+    assert 0 <= figures["clean"] <= 1
+    assert figures["robust"] == pytest.approx(sum(figures[name] for name in ROBUST) / 3)
     with pytest.raises(M3LError, match="exists already"):
         train(small(load_config("m3l")), frames_of(block_bag), out, seed=3)
 
@@ -211,15 +213,15 @@ def test_validates_keeps_the_best_and_resumes_with_it(tmp_path: Path, block_bag:
     lines = [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
-        mean = (line["both"] + line["rgb_only"] + line["depth_only"]) / 3
-        assert line["robust"] == pytest.approx(mean)
+        assert line["robust"] == pytest.approx(sum(line[name] for name in ROBUST) / 3)
     best = max(lines, key=lambda line: line["robust"])
     progress = json.loads(read_tensors(out / STATE_FILE)[1]["progress"])
     assert (progress["steps"], progress["best_miou"]) == (4, best["robust"])
     assert progress["best_step"] == best["step"]
     dataset = RgbdBagDataset([block_bag], LABELS)
-    scores = evaluate(Predictor.from_checkpoint(out / BEST_FILE, "cpu", "fp32"), [dataset[i] for i in (4, 6)])
-    assert scores.robust == best["robust"]
+    plan = plan_evaluation(dataset, np.array([4, 6]), chosen_scenarios(ROBUST))
+    summary = summarise(evaluate(plan, {"best": Predictor.from_checkpoint(out / BEST_FILE, "cpu", "fp32")}))
+    assert summary.models["best"].headline["robust"].value == pytest.approx(best["robust"])
     board = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train/loss_supervised")] == [0, 1, 2, 3]
     shown = [event.value for event in board.Scalars("validation/robust")]
@@ -290,28 +292,6 @@ def test_machines_that_cannot_be_are_refused(tmp_path: Path, block_bag: Path) ->
     ):
         with pytest.raises(M3LError, match=message):
             train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=machine)
-
-
-def test_scores_half_size_depth_and_frames_without_any(tmp_path: Path) -> None:
-    rgb, depth, labels = blocks(4)
-    depth[2] = 65535
-    with BagWriter(tmp_path / "bag") as bag:
-        for index in range(4):
-            stamp_ns = 1_000_000_000 + index * 100_000_000
-            bag.write_depth(str(DEFAULT_TOPICS.depth), stamp_ns, "camera", depth[index][::2, ::2])
-            bag.write_rgb(DEFAULT_TOPICS.rgb, stamp_ns, "camera", rgb[index])
-            bag.write_labels(str(DEFAULT_TOPICS.label), stamp_ns, "camera", labels[index])
-    model = LinearFusionSegmenter(num_classes=3)
-    model.metadata = Metadata(LABELS, Preprocessing(32))
-    dataset = RgbdBagDataset([tmp_path / "bag"], LABELS)
-    seen = [dataset[position] for position in labelled_positions(dataset)]
-    scores = evaluate(Predictor(model, "cpu"), seen)
-    assert scores.frames == 4
-    without = np.array([False, True])
-    with pytest.raises(M3LError, match="--depth-topic"):
-        evaluate(Predictor(model, "cpu"), [sample._replace(missing=without) for sample in seen])
-    with pytest.raises(M3LError, match="at least one"):
-        evaluate(Predictor(model, "cpu"), [])
 
 
 def test_a_label_set_s_own_ignore_id_is_ignored(block_bag: Path) -> None:

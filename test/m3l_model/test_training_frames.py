@@ -195,7 +195,15 @@ def test_commands_train_on_splits_and_score_their_validation_part(
     assert (facts["splits"], facts["label_files"]) == ("splits.yaml", "labels")
     assert (facts["label_set"], facts["pairing"]["slop"], len(facts["bags"])) == ("three", 0.01, 1)
 
-    evaluation = ["eval", "--checkpoint", "run/checkpoint.safetensors", "--out", "scores.json"]
+    evaluation = [
+        "eval",
+        "--checkpoint",
+        "run/checkpoint.safetensors",
+        "--scenarios",
+        "clean",
+        "--out",
+        "scores",
+    ]
     for arguments, frames in (
         (common, 3),
         (["--bag", "bag", "--labels", "labels"], 6),
@@ -203,7 +211,9 @@ def test_commands_train_on_splits_and_score_their_validation_part(
         (["--bag", "bag", "--every", "2", "--labels", "labels", "--frames", "2"], 2),
     ):
         assert main([*evaluation, *arguments]) == 0
-        assert json.loads((tmp_path / "scores.json").read_text())["frames"] == frames
+        assert (
+            json.loads((tmp_path / "scores" / "evaluation.json").read_text())["evaluated"]["frames"] == frames
+        )
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ def node(context: Context) -> Iterator[Node]:
 
     def spin() -> None:
         try:
-            executor.spin()
+            # With a timeout: a shutdown that comes while rclpy prepares to wait destroys what would end the wait.
+            while not ending.is_set():
+                executor.spin_once(timeout_sec=0.5)
         except (
             InvalidHandle
         ):  # a callback that ends while the executor is shut down finds its guard condition gone

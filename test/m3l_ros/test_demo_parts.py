@@ -8,9 +8,8 @@ import pytest
 
 from m3l_model.bags import read_frames
 from m3l_model.errors import M3LError
-from m3l_model.evaluation import CONDITIONS
 from m3l_model.labels import LabelSet
-from m3l_ros.demo import Demo
+from m3l_ros.demo import CONDITIONS, Demo
 from m3l_ros.demo_bags import Recording, held_out_recording, train_recording, write_recording
 from m3l_ros.demo_report import LiveFrame, StripFrame, write_report
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 
 import pytest
@@ -41,3 +42,13 @@ def test_discovery_stays_on_this_machine(distro, expected):
         }
         assert discovery == expected
         assert environment["PATH"] == "/bin"
+
+
+def test_this_process_is_isolated_for_a_while(monkeypatch):
+    monkeypatch.setenv("ROS_LOCALHOST_ONLY", "0")
+    monkeypatch.delenv("ROS_DISTRO", raising=False)
+    before = dict(os.environ)
+    with isolation.isolated_process():
+        assert "ROS_LOCALHOST_ONLY" not in os.environ
+        assert int(os.environ["ROS_DOMAIN_ID"]) > 0
+    assert dict(os.environ) == before

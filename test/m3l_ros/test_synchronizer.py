@@ -8,7 +8,9 @@ import time
 
 import pytest
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import ClockType
 from rclpy.parameter import Parameter
+from rclpy.time import Time
 from sensor_msgs.msg import Image
 
 from m3l_model.sync import Frame, Reason, RgbdSynchronizer
@@ -22,11 +24,12 @@ EXECUTOR_THREADS = 2
 class Bench:
     """A synchronizer with its two inputs."""
 
-    def __init__(self, node, **core):
+    def __init__(self, node, by_hand=False, **core):
         policy = {"slop": 0.02, "max_wait": 0.1, "depth_timeout": 3600.0, "queue_size": 1000, **core}
         self.rgb, self.depth = SimpleFilter(), SimpleFilter()
         self.synchronizer = RgbdTimeSynchronizer(
-            node, RgbdSynchronizer(**policy), self.rgb, self.depth, MutuallyExclusiveCallbackGroup()
+            *(node, RgbdSynchronizer(**policy), self.rgb, self.depth, MutuallyExclusiveCallbackGroup()),
+            clock_driven_by_hand=lambda: by_hand,
         )
         self.frames: list[Frame] = []
         self.waits: list[float] = []
@@ -54,8 +57,8 @@ def image(milliseconds):
 def make_bench(node):
     benches = []
 
-    def make(**core):
-        benches.append(Bench(node, **core))
+    def make(**arguments):
+        benches.append(Bench(node, **arguments))
         return benches[-1]
 
     yield make
@@ -150,6 +153,75 @@ def test_no_frame_waits_long_for_a_clock_that_stands(make_bench, node, wait_unti
     bench.send_depth(2000)
     bench.send_rgb(2000)
     assert [frame.reason for frame in bench.frames] == [Reason.DEADLINE] * 3 + [Reason.PAIRED]
+
+
+@pytest.fixture
+def set_time(node, wait_until):
+    """Moves the node's simulated time, in nanoseconds, with nobody on /clock."""
+    node.set_parameters([Parameter("use_sim_time", value=True)])
+    wait_until(lambda: node.get_clock().ros_time_is_active, "simulated time")
+    return lambda now_ns: node.get_clock().set_ros_time_override(
+        Time(nanoseconds=now_ns, clock_type=ClockType.ROS_TIME)
+    )
+
+
+def test_what_falls_due_at_a_simulated_time_is_left_to_images_that_come_at_it(make_bench, set_time):
+    start_ns, wait_ns = 10**18, 10**8
+    bench = make_bench(by_hand=True)
+    set_time(start_ns)
+    bench.send_depth(1000)
+    bench.send_rgb(1500)
+    set_time(start_ns + wait_ns)
+    bench.synchronizer.settle()
+    assert not bench.frames
+    bench.send_depth(1500)
+    bench.send_rgb(2000)
+    set_time(start_ns + 2 * wait_ns)
+    bench.synchronizer.settle()
+    set_time(start_ns + 2 * wait_ns + 1)
+    bench.synchronizer.settle()
+    assert [frame.reason for frame in bench.frames] == [Reason.PAIRED, Reason.DEADLINE]
+
+
+def test_time_that_goes_back_lets_the_next_instant_be_shared_too(make_bench, set_time):
+    start_ns, wait_ns = 10**18, 10**8
+    bench = make_bench(by_hand=True)
+    set_time(start_ns + 5 * wait_ns)
+    bench.send_depth(1000)
+    set_time(start_ns)
+    bench.send_depth(1100)
+    bench.send_rgb(1500)
+    set_time(start_ns + wait_ns)
+    bench.synchronizer.settle()
+    bench.send_depth(1500)
+    assert [frame.reason for frame in bench.frames] == [Reason.PAIRED]
+
+
+def test_a_clock_that_is_driven_by_hand_may_stand(make_bench, set_time):
+    bench = make_bench(by_hand=True)
+    set_time(10**18)
+    bench.send_depth(1000)
+    bench.send_rgb(1500)
+    time.sleep(1.2)
+    bench.synchronizer.settle()
+    assert not bench.frames
+
+
+def test_settling_waits_for_frames_that_another_thread_hands_over(make_bench):
+    bench = make_bench()
+    entered, go_on = threading.Event(), threading.Event()
+    bench.synchronizer.registerCallback(lambda *_: (entered.set(), go_on.wait(10)))
+    bench.send_depth(1000)
+    handing_over = threading.Thread(target=bench.send_rgb, args=(1000,))
+    handing_over.start()
+    entered.wait(10)
+    settling = threading.Thread(target=bench.synchronizer.settle)
+    settling.start()
+    settling.join(0.1)
+    assert settling.is_alive()
+    go_on.set()
+    settling.join()
+    handing_over.join()
 
 
 def test_callbacks_run_under_no_lock_and_one_at_a_time(make_bench):

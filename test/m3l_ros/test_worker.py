@@ -147,6 +147,24 @@ def test_interlude_comes_between_two_frames(handler, displaced):
     assert handler.handled == [0, "interlude", 1]
 
 
+def test_waiting_until_idle_outlasts_the_frame_in_hand_and_those_that_wait(handler, displaced):
+    worker = FrameWorker(handler, displaced.append, capacity=5)
+    worker.wait_until_idle()
+    occupy(worker, handler)
+    worker.offer(1)
+    waiting = threading.Thread(target=worker.wait_until_idle)
+    waiting.start()
+    handler.allow(1)
+    handler.begun.acquire()
+    waiting.join(0.05)
+    assert waiting.is_alive(), "frame 1 is in hand"
+    handler.allow(1)
+    waiting.join()
+    assert handler.handled == [0, 1]
+    worker.stop()
+    worker.wait_until_idle()
+
+
 def test_interlude_needs_no_frame(handler, displaced):
     worker = FrameWorker(handler, displaced.append, capacity=None)
     called = []

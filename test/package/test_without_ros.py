@@ -79,7 +79,7 @@ def test_m3l_model_names_no_module_of_ros(repository):
 
 def test_info_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
     random = np.random.default_rng(0)
-    bag, out, scores = tmp_path / "bag", tmp_path / "out", tmp_path / "scores.json"
+    bag, out, scores = tmp_path / "bag", tmp_path / "out", tmp_path / "scores"
     with BagWriter(bag) as writer:
         for frame in range(4):
             writer.write_frame(
@@ -116,7 +116,7 @@ def test_info_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
     evaluation = ("eval", "--bag", bag, "--checkpoint", checkpoint, "--out", scores, "--device", "cpu")
     result = run_python("-m", "m3l_model", *evaluation, path=without_m3l_ros)
     assert result.returncode == 0, result.stderr
-    assert scores.is_file()
+    assert (scores / "index.html").is_file()
 
 
 def test_help_lists_all_commands(run_python, without_ros):
@@ -126,7 +126,14 @@ def test_help_lists_all_commands(run_python, without_ros):
 
 
 @pytest.mark.parametrize(
-    "command", [("demo",), ("node",), ("replay", "no.mcap")], ids=lambda command: command[0]
+    "command",
+    [
+        ("demo",),
+        ("node",),
+        ("replay", "no.mcap"),
+        ("eval", "--live", "--checkpoint", "no.safetensors", "--bag", "no.mcap"),
+    ],
+    ids=lambda command: command[0],
 )
 def test_what_needs_ros_says_what_to_install(run_python, without_ros, command):
     result = run_python("-m", "m3l_model", *command, path=without_ros)
