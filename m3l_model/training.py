@@ -44,7 +44,6 @@ from m3l_model.views import make_views
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_FILE = "best.safetensors"
-MIOU = ("both", "rgb_only", "depth_only", "robust")
 _PANELS = 3
 
 
@@ -319,12 +318,11 @@ class _Run:
         """Validate, keep the model if it is the best so far, and draw what the networks say."""
         frames, learner = self._frames, self._learner
         if len(frames.validation):
-            scores = validate(learner.model, frames.dataset, frames.validation)
-            miou = {name: getattr(scores, name) for name in MIOU}
+            miou = validate(learner.model, frames.dataset, frames.validation)
             log.validated(progress.steps, miou)
-            if progress.best_miou is None or scores.robust > progress.best_miou:
+            if progress.best_miou is None or miou["robust"] > progress.best_miou:
                 save_checkpoint(self._out / BEST_FILE, learner.model)
-                progress = replace(progress, best_step=progress.steps, best_miou=scores.robust)
+                progress = replace(progress, best_step=progress.steps, best_miou=miou["robust"])
         shown = frames.validation if len(frames.validation) else frames.trained_on
         chosen = shown[np.linspace(0, len(shown) - 1, min(_PANELS, len(shown))).astype(int)]
         image = panels(learner.network, learner.model, frames.dataset, chosen, frames.label_set)

@@ -10,27 +10,28 @@ import numpy as np
 import numpy.typing as npt
 
 from m3l_model.bag_dataset import RgbdBagDataset
-from m3l_model.evaluation import Scores, evaluate
+from m3l_model.evaluation import evaluate
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import to_metres
 from m3l_model.segmenter import LinearFusionSegmenter
 
+MIOU = ("both", "rgb_only", "depth_only", "robust")
 PANEL_HEIGHT = 120
 
 
 def validate(
     model: LinearFusionSegmenter, dataset: RgbdBagDataset, positions: npt.NDArray[np.intp]
-) -> Scores:
-    """Score a network that goes on being trained, in float32, at the images' own size.
+) -> dict[str, float]:
+    """Score a network that goes on being trained, in float32, at the images' own size: its ``MIOU`` by name.
 
     Args:
         model: the network; stays as it is.
         dataset: frames as they were recorded, with labels.
         positions: (V,) of those to score.
     """
-    predictor = _predictor(model)
-    return evaluate(predictor, (dataset[position] for position in positions.tolist()))
+    scores = evaluate(_predictor(model), (dataset[position] for position in positions.tolist()))
+    return {name: getattr(scores, name) for name in MIOU}
 
 
 def panels(
