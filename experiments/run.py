@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run what is missing of the NYUv2 table (docs/experiments.md): one JSON for each recipe, draw and configuration.
 
-    python experiments/run.py --data ../shared/data --work /tmp/nyu --rows m3l_tuned m3l --draws 1 2 3
+    python experiments/run.py --data ../shared/data --work runs/nyu --rows m3l_tuned m3l --draws 1 2 3
 
 It may be stopped and started again at any moment; `experiments/table.py` makes the table of what there is.
 """

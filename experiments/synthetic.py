@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare recipes on the synthetic rooms, 8 labelled frames, and make the table and the plot of docs/experiments.md.
 
-python experiments/synthetic.py --work /tmp/rooms --tune      # learning rates, scored on rooms 0 to 9
-python experiments/synthetic.py --work /tmp/rooms             # three seeds, scored on rooms 100 to 104
+python experiments/synthetic.py --work runs/rooms --tune      # learning rates, scored on rooms 0 to 9
+python experiments/synthetic.py --work runs/rooms             # three seeds, scored on rooms 100 to 104
 """
 
 from __future__ import annotations

@@ -138,19 +138,19 @@ class TrainingFrames:
         """Read all labels once, with a progress bar, and warn of classes that never occur.
 
         Raises:
-            M3LError: labels cannot be read, hold something outside the label set, or show one class only.
+            M3LError: labels cannot be read, hold something outside the label set, or show no class at all.
         """
         pixels = check_labels(self.dataset, self.labelled, self.label_set, self.label_files, workers)
         never = [
             name for name, count in zip(self.label_set.classes, pixels.tolist(), strict=True) if not count
         ]
+        if len(never) == len(self.label_set.classes):
+            raise M3LError(
+                f"the {len(self.labelled)} labelled frames show no class of label set {self.label_set.name!r}, only "
+                "pixels without one; label some, or name the set they were made with"
+            )
         if never:
             _logger.warning("no labelled frame shows %s; the model will not learn it", ", ".join(never))
-        if len(never) >= len(self.label_set.classes) - 1:
-            raise M3LError(
-                f"the {len(self.labelled)} labelled frames show fewer than two classes of label set "
-                f"{self.label_set.name!r}; label frames that show more, or name the set they were made with"
-            )
 
     def at_network_size(self, preprocessing: Preprocessing) -> NetworkFrames:
         """Give the frames as the network takes them, at the same positions.

