@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builtin_interfaces.msg import Time
+from rclpy.time import Time
 
 _SECOND = 1_000_000_000
 
@@ -15,7 +15,6 @@ def to_ns(time: Any) -> int:
     return int(time.sec) * _SECOND + int(time.nanosec)
 
 
-def to_time(nanoseconds: int) -> Time:
-    """The inverse of ``to_ns``."""
-    seconds, rest = divmod(nanoseconds, _SECOND)
-    return Time(sec=seconds, nanosec=rest)
+def to_time(nanoseconds: int) -> Any:
+    """The inverse of ``to_ns``, for times that are not negative."""
+    return Time(nanoseconds=nanoseconds).to_msg()

@@ -21,9 +21,10 @@ PAIRED = [Answer(stamp, stamp, "paired", b"mask") for stamp in range(1, 4)]
 LOST = [PAIRED[0], PAIRED[1]._replace(depth_stamp_ns=None, reason="depth_lost"), PAIRED[2]]
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A model and a bag whose label image fits nothing, which is not looked at."""
+    tmp_path = tmp_path_factory.mktemp("live")
     with BagWriter(tmp_path / "bag") as writer:
         rgb, labels = np.zeros((32, 48, 3), np.uint8), np.zeros((4, 4), np.uint8)
         writer.write_frame(10**9, "camera", rgb, np.ones((32, 48), np.uint16), labels, np.eye(3))

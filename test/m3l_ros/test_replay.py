@@ -187,6 +187,10 @@ def test_topic_of_an_unknown_type_is_left_out_with_a_line(latched_bag, player_no
             {"wait_for_subscribers": 0.0},
             "nobody subscribed to /camera/color/image_raw, /camera/aligned_depth",
         ),
+        ({"step": True, "rate": 2.0}, "--step goes at the node's pace; leave out --rate"),
+        ({"step": True, "faults": 1}, "leave out one of them"),
+        ({"step": True, "wait_for_subscribers": 0.0}, "no node answered on /segmentation/receipt within 0 s"),
+        ({"step": True, "rgb_topic": "/nothing"}, "/nothing is not one of the image topics"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(bag, player_node, options, complaint):
