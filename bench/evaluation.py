@@ -42,7 +42,7 @@ from m3l_model.preprocessing import Preprocessing
 from m3l_model.scenarios import ROBUST, Seen, chosen_scenarios
 from m3l_model.segmenter import LinearFusionSegmenter
 
-_SIZE = (720, 1280)
+_SIZE = (1080, 1920)
 _BYTES_PER_FRAME = _SIZE[0] * _SIZE[1] * (3 + 2 + 1)
 _RATE_HZ = 15
 
@@ -138,7 +138,7 @@ def measure_memory(args: argparse.Namespace) -> None:
 
             evaluate(
                 plan,
-                {"model": random_predictor(labels, 96)},
+                {"model": random_predictor(labels, 32)},
                 FileStore(Path(folder) / "progress", {}),
                 PictureMaker(*choose_frames(plan, 1)),
                 report,
@@ -152,7 +152,7 @@ def write_bag(path: Path, frames: int, classes: int) -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (4, *_SIZE, 3), np.uint8)
     depth = rng.integers(500, 5000, (4, *_SIZE), np.uint16)
-    labels = np.repeat(np.repeat(rng.integers(0, classes, (4, 9, 16), np.uint8), 80, 1), 80, 2)
+    labels = np.repeat(np.repeat(rng.integers(0, classes, (4, 9, 16), np.uint8), 120, 1), 120, 2)
     with BagWriter(path) as writer:
         for index in tqdm(range(frames), desc="write", unit="frame", mininterval=5):
             stamp_ns = 1_700_000_000_000_000_000 + index * 1_000_000_000 // _RATE_HZ
