@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -19,7 +20,8 @@ segments them all, and one that does not still takes a frame that is the newest 
 """
 
 
-class _Waiting(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class _Waiting(Generic[T]):
     frame: T
     since: float
 
