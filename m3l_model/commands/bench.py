@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from m3l_model.commands.eval import positive
+from m3l_model.commands.bag_options import positive
 from m3l_model.commands.export import image_size
 
 HELP = "measure latency, memory and arithmetic of a model on this machine"

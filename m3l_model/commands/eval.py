@@ -19,6 +19,7 @@ from m3l_model.commands.bag_options import (
     non_negative,
     open_bags_of_splits,
     open_label_files,
+    positive,
     without_labels,
 )
 from m3l_model.errors import M3LError
@@ -110,14 +111,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"end with exit code {EXIT_BELOW} if a model's headline figure is below, such as robust=0.45; "
         "can be given again",
     )
-
-
-def positive(text: str) -> int:
-    """Read a whole number above 0."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
 
 
 def rate(text: str) -> float:
