@@ -29,7 +29,7 @@ DETAILED_FRAMES = 12
 """Frames, besides the worst, of which changed images are shown too."""
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 72]
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 9]
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 5]
 _IMAGE_BYTES, _MASK_BYTES = 5000, 1500
 
 

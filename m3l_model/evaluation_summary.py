@@ -89,7 +89,7 @@ class Comparison:
 
     Attributes:
         a, b: their names.
-        headline: differences b - a of the headline figures; of the proxies without labels.
+        headline: differences b - a of the headline figures, and of the others of each scenario.
         classes: difference of each class's IoU in the clean scenario.
         frames: (bag, position, difference) of the frames that changed most: of their share of right pixels.
     """
@@ -176,6 +176,16 @@ class _Samples:
             self.scenarios[scenario.name] = figures
         self.headline = self._headline() if plan.labelled else {}
 
+    def compared(self) -> dict[str, _Sampled]:
+        """The headline, and as ``scenario: figure`` what is not in it."""
+        others = {
+            f"{scenario}: {name}": sampled
+            for scenario, figures in self.scenarios.items()
+            for name, sampled in figures.items()
+            if name != "miou"
+        }
+        return self.headline | others
+
     def _headline(self) -> dict[str, _Sampled]:
         values = {name: figures["miou"].value for name, figures in self.scenarios.items()}
         resampled = {name: figures["miou"].resampled for name, figures in self.scenarios.items()}
@@ -212,17 +222,7 @@ def _compare(
     evaluation: Evaluation, a: str, b: str, of_a: _Samples, of_b: _Samples, bootstrap: BlockBootstrap
 ) -> Comparison:
     clean = _number_of_clean(evaluation)
-    if evaluation.plan.labelled:
-        figures_a, figures_b = of_a.headline, of_b.headline
-    else:
-        figures_a, figures_b = (
-            {
-                f"{scenario}: {proxy}": figures[proxy]
-                for scenario, figures in samples.scenarios.items()
-                for proxy in PROXIES
-            }
-            for samples in (of_a, of_b)
-        )
+    figures_a, figures_b = of_a.compared(), of_b.compared()
     numbers = [evaluation.models.index(name) for name in (a, b)]
     confusion_a, confusion_b = (evaluation.counts.confusion[number, clean] for number in numbers)
     value = metrics.iou(confusion_b.sum(0)) - metrics.iou(confusion_a.sum(0))

@@ -109,8 +109,9 @@ class Boundary:
         unknown = labels >= num_classes
         highest = cv2.dilate(np.where(unknown, np.uint8(0), labels), _NEIGHBOURS)
         lowest = cv2.erode(np.where(unknown, np.uint8(IGNORE_ID), labels), _NEIGHBOURS)
-        self.y, self.x = np.nonzero(((highest > labels) | (lowest < labels)) & ~unknown)
-        self.ids = labels[self.y, self.x]
+        edge = ((highest > labels) | (lowest < labels)) & ~unknown
+        self._pixels = np.flatnonzero(edge)
+        self.ids = labels.ravel()[self._pixels]
         reach = max(1, round(BOUNDARY_TOLERANCE * float(np.hypot(*labels.shape))))
         self._near = [
             _spread(self._bits(first, labels.shape), reach) for first in range(0, num_classes, _WORD)
@@ -122,7 +123,7 @@ class Boundary:
         for number, bits in enumerate(other._near):
             ours = self.ids // _WORD == number
             bit = (self.ids[ours] % _WORD).astype(bits.dtype)
-            near[ours] = bits[self.y[ours], self.x[ours]] >> bit & 1
+            near[ours] = bits.ravel()[self._pixels[ours]] >> bit & 1
         found = [np.bincount(ids, minlength=self._num_classes) for ids in (self.ids, self.ids[near])]
         return np.stack(found, -1)
 
@@ -131,7 +132,7 @@ class Boundary:
         word = np.uint16 if self._num_classes <= 16 else np.uint64
         bits = np.zeros(shape, word)
         ours = self.ids // _WORD == first // _WORD
-        bits[self.y[ours], self.x[ours]] = word(1) << (self.ids[ours] % _WORD).astype(word)
+        bits.ravel()[self._pixels[ours]] = word(1) << (self.ids[ours] % _WORD).astype(word)
         return bits
 
 

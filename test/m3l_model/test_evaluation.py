@@ -18,7 +18,7 @@ from m3l_model.bag_writer import BagWriter
 from m3l_model.checkpoint import Metadata, save_checkpoint
 from m3l_model.cli import main
 from m3l_model.errors import M3LError
-from m3l_model.evaluation import Evaluation, evaluate
+from m3l_model.evaluation import BlockResult, Evaluation, evaluate
 from m3l_model.evaluation_plan import BLOCK_FRAMES, EvaluationPlan, evaluated_positions, plan_evaluation
 from m3l_model.evaluation_store import FileStore
 from m3l_model.evaluation_summary import score_table, summarise
@@ -304,3 +304,37 @@ def test_half_labelled_and_unlabelled_bags_are_said_to_be_so(
     out = capsys.readouterr().out
     assert "none of the 6 frames has labels: what is measured are proxies" in out
     assert "clean: flicker (proxy)" in out
+
+
+def test_the_command_says_how_far_it_came_and_goes_on(
+    checkpoints: list[str],
+    bag: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save = FileStore.save
+
+    def interrupted(store: FileStore, number: int, result: BlockResult) -> None:
+        save(store, number, result)
+        raise KeyboardInterrupt
+
+    short = command(checkpoints[:1], bag, "--scenarios", "clean", "--out", str(tmp_path / "out"))
+    monkeypatch.setattr(FileStore, "save", interrupted)
+    assert main(short) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        "interrupted after 10 of 21 frames; the same command goes on from the last block that was finished"
+    )
+    done: list[int] = []
+
+    def noted(store: FileStore, number: int, result: BlockResult) -> None:
+        done.append(number)
+        save(store, number, result)
+
+    monkeypatch.setattr(FileStore, "save", noted)
+    assert main(short) == 0
+    assert done == [1, 2]
+    assert not (tmp_path / "out" / "progress").exists()
+    assert main([*short[:-2], "--out", checkpoints[0]]) == 2
+    assert "cannot keep the progress" in capsys.readouterr().err
