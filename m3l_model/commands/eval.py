@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ def _run_live(args: argparse.Namespace) -> int:
     from m3l_model.scenarios import RGB_MISSING, chosen_scenarios
 
     check_live = _live_check()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the node is ended too
     scenarios = [
         scenario for scenario in chosen_scenarios(args.scenarios) if scenario.name != RGB_MISSING.name
     ]

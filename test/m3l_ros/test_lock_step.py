@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receipts and who waits for them, in one process; test_lock_step_process.py has the segmentation node in another."""
+"""Receipts and who waits for them, in one process; with the segmentation node in test_lock_step_process.py."""
 
 from __future__ import annotations
 
