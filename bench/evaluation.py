@@ -56,6 +56,7 @@ def main() -> None:
     speed = commands.add_parser("speed")
     speed.add_argument("bag", type=Path)
     speed.add_argument("--checkpoint", type=Path, help="default: a random mit_b0 at 480 pixels")
+    speed.add_argument("--label-set", default="nyu13", help="of a random network (default: %(default)s)")
     speed.add_argument("--frames", type=int, default=20)
     speed.add_argument("--rounds", type=int, default=3)
     speed.add_argument("--scenarios", nargs="+", default=list(ROBUST), help="or: all")
@@ -73,7 +74,7 @@ def measure_speed(args: argparse.Namespace) -> None:
     predictor = (
         Predictor.from_checkpoint(args.checkpoint)
         if args.checkpoint
-        else random_predictor(LabelSet.generic(13), 480)
+        else random_predictor(LabelSet.load(args.label_set), 480)
     )
     dataset = RgbdBagDataset([args.bag], predictor.labels)
     positions = evaluated_positions(dataset)
