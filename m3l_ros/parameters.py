@@ -97,7 +97,7 @@ class NodeParameters:
 
     overload: str = _parameter(
         "newest",
-        "newest: frames that come while one is segmented replace one another; queue: they queue up",
+        "newest: a frame that has waited 1/60 s for the model gives way to a newer one; queue: frames queue up",
         choices=("newest", "queue"),
     )
     overload_queue_size: int = _parameter(
