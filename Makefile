@@ -34,8 +34,9 @@ export CHECK_PYTHON
 demo: $(INSTALLED)
 	$(VENV)/bin/m3l demo --out $(DEMO_OUT)
 
+# Files side by side: the longest tests mostly wait.
 test: lint
-	$(RUN) pytest
+	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(RUN) ruff check

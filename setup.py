@@ -75,6 +75,7 @@ setup(
             "colcon-core",
             "colcon-ros",
             "mypy",
+            "pytest-xdist>=3.5",
             "ruff",
             "setuptools>=70.1,<80",  # colcon --symlink-install calls setup.py develop, which 80 took away
             "types-PyYAML",

@@ -20,7 +20,7 @@ SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
 FRAMES = 37
 START_NS = 1_700_000_000 * 10**9
 PERIOD_NS = 66_666_667
-IN_STEP = ("clean", "depth_bursts_25", "depth_decimated", "depth_delayed", "depth_skewed", "both_holes")
+IN_STEP = ("depth_bursts_25", "depth_delayed", "depth_skewed", "both_holes")
 SEED = 1
 SLOWLY = 0.5
 

@@ -270,7 +270,10 @@ def test_an_interrupted_run_leaves_nothing_under_the_names_asked_for(
         [
             *(sys.executable, "-c", SLOW, "segment", "--checkpoint", checkpoint, "--bag", bag),
             *("--out", out, "--video", video, "--device", "cpu"),
-        ]
+        ],
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     )
     unfinished = tmp_path / ".out.unfinished.mp4"
     deadline = time.monotonic() + 120

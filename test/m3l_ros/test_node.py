@@ -32,6 +32,7 @@ from m3l_ros.node import SegmentationNode
 from m3l_ros.outputs import image_message
 from m3l_ros.qos import LATCHED_QOS
 from m3l_ros.transport import PROFILE_VARIABLES
+from m3l_ros.worker import PATIENCE
 
 MS = 1_000_000
 PERIOD = 33
@@ -729,18 +730,21 @@ def test_slow_inference_keeps_nobody_else_waiting(start, monkeypatch):
     monkeypatch.setattr(model, "predict", slow)
     robot.send_rgb(1000)
     begun.wait()
-    for stamp in (1100, 1200, 1300):
-        robot.send_rgb(stamp)
-    robot.wait_until(
-        lambda: robot.value("skipped: a newer one took its place") == "2", "images and diagnostics"
-    )
-    client = robot.node.create_client(SetParameters, "segmentation_node/set_parameters")
-    robot.wait_until(client.service_is_ready, "the parameters' service")
-    parameter = Parameter("slop", value=0.05).to_parameter_msg()
-    answer = client.call_async(SetParameters.Request(parameters=[parameter]))
-    robot.wait_until(answer.done, "the parameters")
-    assert answer.result().results[0].successful
-    go_on.set()
+    try:
+        for stamp in (1100, 1200, 1300):
+            robot.send_rgb(stamp)
+            time.sleep(4 * PATIENCE)
+        robot.wait_until(
+            lambda: robot.value("skipped: a newer one took its place") == "2", "images and diagnostics"
+        )
+        client = robot.node.create_client(SetParameters, "segmentation_node/set_parameters")
+        robot.wait_until(client.service_is_ready, "the parameters' service")
+        parameter = Parameter("slop", value=0.05).to_parameter_msg()
+        answer = client.call_async(SetParameters.Request(parameters=[parameter]))
+        robot.wait_until(answer.done, "the parameters")
+        assert answer.result().results[0].successful
+    finally:
+        go_on.set()
     assert [stamp for stamp, _ in robot.wait_for(2)] == [1000, 1300]
 
 
