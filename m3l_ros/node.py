@@ -289,6 +289,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             self._swap_error = f"{settings.checkpoint} was refused: {_reason(error)}"
             self.get_logger().error(f"{self._swap_error}; going on with {self._settings.checkpoint}")
             if self._pipeline is pipeline:
+                self._wait_until_set(settings.checkpoint)
                 self.set_parameters([Parameter("checkpoint", value=self._settings.checkpoint)])
             self._swapping = False
             return
@@ -301,6 +302,12 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             self._swap_error = None
             self._say_loaded(begin)
         release_memory()
+
+    def _wait_until_set(self, checkpoint: str) -> None:
+        """Let a value that was accepted be stored, which rclpy does later: it would replace what is set before."""
+        deadline = time.monotonic() + _BUSY_AFTER
+        while self.get_parameter("checkpoint").value != checkpoint and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def _say_loaded(self, begin: float) -> None:
         assert self._pipeline is not None
