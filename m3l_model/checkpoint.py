@@ -350,16 +350,20 @@ def _identify(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, int]:
     raise CheckpointError(f"{path}: no mit_b0 to mit_b5 has dims {dims} and depths {depths}")
 
 
-def _load_weights(model: LinearFusionSegmenter, tensors: Mapping[str, Tensor], path: Path) -> None:
-    expected = model.state_dict()
+def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: str) -> str:
+    """Say in a line why tensors are not a network's, by its expected names and shapes; '' where they are."""
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    problems += [f"{name} is not of this network" for name in tensors.keys() - expected.keys()]
+    problems += [f"{name} is not of {network}" for name in tensors.keys() - expected.keys()]
     problems += [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
         for name in expected.keys() & tensors.keys()
         if tensors[name].shape != expected[name].shape
     ]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise CheckpointError(f"{path}: does not fit {model.backbone}: {sorted(problems)[0]}{more}")
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{min(problems)}{more}" if problems else ""
+
+
+def _load_weights(model: LinearFusionSegmenter, tensors: Mapping[str, Tensor], path: Path) -> None:
+    if problem := misfit(tensors, model.state_dict(), "this network"):
+        raise CheckpointError(f"{path}: does not fit {model.backbone}: {problem}")
     model.load_state_dict(dict(tensors))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m3l_model.checkpoint import CheckpointError, read_tensors
+from m3l_model.checkpoint import CheckpointError, misfit, read_tensors
 from m3l_model.errors import M3LError
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.segmenter import LinearFusionSegmenter
@@ -62,8 +62,6 @@ def load_imagenet(network: LinearFusionSegmenter, source: str) -> None:
     tensors = _as_own(_read(path), path)
     expected = network.encoder.state_dict()
     del expected["mask_token"]
-    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    problems += [f"{name} is not of a MiT" for name in tensors.keys() - expected.keys()]
     norms = {
         f"{name}.{kind}"
         for name, module in network.encoder.named_modules()
@@ -72,16 +70,8 @@ def load_imagenet(network: LinearFusionSegmenter, source: str) -> None:
     }
     for name in tensors.keys() & norms:
         tensors[name] = tensors[name].expand(len(MODALITIES), -1)
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & tensors.keys()
-        if tensors[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise CheckpointError(
-            f"{path}: does not fit the encoder of {network.backbone}: {sorted(problems)[0]}{more}"
-        )
+    if problem := misfit(tensors, expected, "a MiT"):
+        raise CheckpointError(f"{path}: does not fit the encoder of {network.backbone}: {problem}")
     network.encoder.load_state_dict({**tensors, "mask_token": network.encoder.mask_token})
     _logger.info("%s: all %d weights of the encoder", path, len(expected))
 
