@@ -138,22 +138,21 @@ class BagFrames:
         return self._read(self.frames[position], allocate)
 
     def _read(self, frame: np.void, allocate: Allocate) -> BagFrame:
-        message = self._image(frame, "rgb", allocate)
-        rgb = self._convert(to_rgb, frame["rgb"], "rgb", message)
+        stamp_ns, _, rgb_row, depth_row, label_row, reason = frame.item()
+        message = self._image(rgb_row, allocate)
+        rgb = self._convert(to_rgb, rgb_row, "rgb", message)
         depth = labels = None
-        if frame["depth"] >= 0:
-            depth = self.read_depth(int(frame["depth"]), allocate)
-        if frame["label"] >= 0:
-            labels = self._convert(to_labels, frame["label"], "label", self._image(frame, "label", allocate))
+        if depth_row >= 0:
+            depth = self.read_depth(depth_row, allocate)
+        if label_row >= 0:
+            labels = self._convert(to_labels, label_row, "label", self._image(label_row, allocate))
             if labels.shape != rgb.shape[:2]:
                 raise ImageFormatError(
-                    f"{self._name(frame['label'], 'label')} has (height, width) {labels.shape}, "
+                    f"{self._name(label_row, 'label')} has (height, width) {labels.shape}, "
                     f"but the colour image {rgb.shape[:2]}"
                 )
-        self._verify_strays(int(frame["rgb"]))
-        return BagFrame(
-            int(frame["stamp_ns"]), rgb, depth, labels, REASONS[frame["reason"]], message.header.frame_id
-        )
+        self._verify_strays(rgb_row)
+        return BagFrame(stamp_ns, rgb, depth, labels, REASONS[reason], message.header.frame_id)
 
     def read_without_depth(self, row: int) -> BagFrame:
         """Read a colour image of the bag and the label image of ``frames`` that belongs to it.
@@ -184,8 +183,7 @@ class BagFrames:
         Raises:
             BagError, ImageFormatError: as ``read``.
         """
-        message = self._reader.read_image(self.index.messages[row], allocate)
-        return self._convert(to_depth, row, "depth", message)
+        return self._convert(to_depth, row, "depth", self._image(row, allocate))
 
     def __iter__(self) -> Iterator[BagFrame]:
         return (self[position] for position in range(len(self)))
@@ -205,8 +203,8 @@ class BagFrames:
         near = self._strays[max(first, middle - _MOST_STRAYS) : min(end, middle + _MOST_STRAYS)]
         self._reader.verify(self.index.messages[near])
 
-    def _image(self, frame: np.void, role: str, allocate: Allocate) -> Any:
-        return self._reader.read_image(self.index.messages[frame[role]], allocate)
+    def _image(self, row: int, allocate: Allocate) -> Any:
+        return self._reader.read_image(self.index.messages[row], allocate)
 
     def _convert(self, convert: Callable[[Any], _T], row: int, role: str, message: Any) -> _T:
         try:

@@ -28,7 +28,7 @@ from m3l_model.bag_storage import (
     zstd_decompress,
 )
 from m3l_model.bag_topics import CAMERA_INFO, ImageTopic, Topics, TopicsError, choose_topics
-from m3l_model.cdr import COMPRESSED_IMAGE, IMAGE, CdrError, CompressedImage, Image, parse_image, stamp_ns
+from m3l_model.cdr import COMPRESSED_IMAGE, IMAGE, CdrError, CompressedImage, Image, ImageParser, stamp_ns
 
 INDEXED_TYPES = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO)
 
@@ -129,6 +129,7 @@ class MessageReader:
         self._path = index.path
         self._files = index.files
         self._topics = index.topics
+        self._parsers = [ImageParser(topic.msgtype) for topic in index.topics]
         self._opened: OrderedDict[int, StorageFile] = OrderedDict()
         self._process = 0
 
@@ -171,7 +172,7 @@ class MessageReader:
         """
         data = self.read(message, allocate)
         try:
-            return parse_image(self._topics[int(message["topic"])].msgtype, data)
+            return self._parsers[message["topic"]].parse(data)
         except CdrError as error:
             raise BagError(f"{self._path}: {self._describe(message)}: {error}") from None
 

@@ -23,6 +23,7 @@ _HEADER_BYTES = 4
 _BIG_ENDIAN, _LITTLE_ENDIAN = b"\x00\x00", b"\x00\x01"
 _STAMP = {_BIG_ENDIAN: struct.Struct(">iI"), _LITTLE_ENDIAN: struct.Struct("<iI")}
 _WORD = {_BIG_ENDIAN: struct.Struct(">I"), _LITTLE_ENDIAN: struct.Struct("<I")}
+_STAMP_END = _HEADER_BYTES + 8
 _MAX_STRING_BYTES = 4096
 
 
@@ -63,7 +64,7 @@ def stamp_ns(head: bytes | memoryview) -> int:
     Raises:
         CdrError: the bytes are too few, or no CDR.
     """
-    if len(head) < _HEADER_BYTES + 8:
+    if len(head) < _STAMP_END:
         raise CdrError(f"it has {len(head)} bytes, too few for a header")
     seconds, nanoseconds = _STAMP[_byte_order(head)].unpack_from(head, _HEADER_BYTES)
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
@@ -78,20 +79,78 @@ def parse_image(msgtype: str, data: bytes | memoryview) -> Image | CompressedIma
     stamp = stamp_ns(data)
     word = _WORD[_byte_order(data)].unpack_from
     try:
-        frame_id, at = _text(data, word, _HEADER_BYTES + 8)
+        frame_id, at = _text(data, word, _STAMP_END)
         if msgtype == COMPRESSED_IMAGE:
             form, at = _text(data, word, at)
-            return CompressedImage(Header(stamp, frame_id), form, _octets(data, word, at))
-        at += -at % 4
-        (height,), (width,) = word(data, at), word(data, at + 4)
-        encoding, at = _text(data, word, at + 8)
-        is_bigendian = data[at]
-        at += 1 + -(at + 1) % 4
-        (step,) = word(data, at)
-        pixels = _octets(data, word, at + 4)
+            return CompressedImage(
+                Header(stamp, frame_id), form, np.frombuffer(data, np.uint8, *_octets(data, word, at))
+            )
+        return _raw_fields(data, word, frame_id, at).image(stamp, data)
     except (struct.error, IndexError):
         raise CdrError(f"its {len(data)} bytes end within a field") from None
-    return Image(Header(stamp, frame_id), height, width, encoding, is_bigendian, step, pixels)
+
+
+class ImageParser:
+    """Parses the messages of one topic, as ``parse_image`` does.
+
+    Most raw images differ from the one before in their stamp and pixels only: where all other bytes are the same, so
+    are the other fields.
+    """
+
+    def __init__(self, msgtype: str) -> None:
+        self._msgtype = msgtype
+        self._size = 0
+        self._encapsulation = self._between = b""
+        self._fields: _RawFields | None = None
+
+    def parse(self, data: bytes | memoryview) -> Image | CompressedImage:
+        """Parse a message; see ``parse_image``."""
+        fields = self._fields
+        if (
+            fields is not None
+            and len(data) == self._size
+            and data[:_HEADER_BYTES] == self._encapsulation
+            and data[_STAMP_END : fields.pixels_at] == self._between
+        ):
+            return fields.image(stamp_ns(data), data)
+        image = parse_image(self._msgtype, data)
+        if isinstance(image, Image):
+            self._remember(data)
+        return image
+
+    def _remember(self, data: bytes | memoryview) -> None:
+        word = _WORD[_byte_order(data)].unpack_from
+        self._fields = _raw_fields(data, word, *_text(data, word, _STAMP_END))
+        self._size = len(data)
+        self._encapsulation = bytes(data[:_HEADER_BYTES])
+        self._between = bytes(data[_STAMP_END : self._fields.pixels_at])
+
+
+class _RawFields(NamedTuple):
+    """All of a sensor_msgs/Image but its stamp and pixels: frame id, the fields from height to step, and how many bytes
+    of pixels lie where.
+    """
+
+    frame_id: str
+    form: tuple[int, int, str, int, int]
+    pixel_bytes: int
+    pixels_at: int
+
+    def image(self, stamp: int, data: bytes | memoryview) -> Image:
+        """The message with these fields whose bytes are ``data``."""
+        pixels = np.frombuffer(data, np.uint8, self.pixel_bytes, self.pixels_at)
+        return Image(Header(stamp, self.frame_id), *self.form, pixels)
+
+
+def _raw_fields(data: bytes | memoryview, word: _Unpack, frame_id: str, at: int) -> _RawFields:
+    """Parse what follows the header, which ends at ``at``."""
+    at += -at % 4
+    (height,), (width,) = word(data, at), word(data, at + 4)
+    encoding, at = _text(data, word, at + 8)
+    is_bigendian = data[at]
+    at += 1 + -(at + 1) % 4
+    (step,) = word(data, at)
+    return _RawFields(frame_id, (height, width, encoding, is_bigendian, step), *_octets(data, word, at + 4))
 
 
 _Unpack = Callable[[Any, int], tuple[int, ...]]
@@ -117,11 +176,11 @@ def _text(data: bytes | memoryview, word: _Unpack, at: int) -> tuple[str, int]:
         raise CdrError("a text in it is no UTF-8") from None
 
 
-def _octets(data: bytes | memoryview, word: _Unpack, at: int) -> npt.NDArray[np.uint8]:
-    """The sequence of bytes that ends the message."""
+def _octets(data: bytes | memoryview, word: _Unpack, at: int) -> tuple[int, int]:
+    """Number of bytes in the sequence that ends the message, and where they begin."""
     at += -at % 4
     (size,) = word(data, at)
     left = len(data) - (at + 4 + size)
     if not 0 <= left < 4:  # some writers pad to a multiple of four
         raise CdrError(f"its data claims {size} bytes, but {len(data) - at - 4} are left")
-    return np.frombuffer(data, np.uint8, size, at + 4)
+    return size, at + 4

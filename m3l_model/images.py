@@ -178,7 +178,7 @@ class _PackedImage(NamedTuple):
 def _convert(msg: RawImage, color_space: str | None) -> Any:
     if color_space in (None, msg.encoding) and msg.encoding in _AS_STORED:
         dtype, channels = _AS_STORED[msg.encoding]
-        data = _pack(msg, dtype, channels).data
+        data = _pack(msg, dtype, channels)
         pixels = data.view(dtype.newbyteorder()).astype(dtype) if msg.is_bigendian else data.view(dtype)
         return pixels.reshape((msg.height, msg.width, channels) if channels > 1 else (msg.height, msg.width))
     try:
@@ -190,14 +190,20 @@ def _convert(msg: RawImage, color_space: str | None) -> Any:
         ) from error
     try:
         _, _, name, channels = to_cvtype(msg.encoding)
-        return image_to_cvimage(cast("Any", _pack(msg, np.dtype(name), channels)), color_space)
+        data = _pack(msg, np.dtype(name), channels)
+        packed = _PackedImage(_rows(msg), msg.width, msg.encoding, bool(msg.is_bigendian), data)
+        return image_to_cvimage(cast("Any", packed), color_space)
     except (ImageError, cv2.error) as error:
         raise ImageFormatError(f"encoding {msg.encoding!r} is not supported: {_line(error)}") from error
 
 
-def _pack(msg: RawImage, dtype: np.dtype[Any], channels: int) -> _PackedImage:
+def _rows(msg: RawImage) -> int:
+    return msg.height * 3 // 2 if msg.encoding in _CHROMA_BELOW else msg.height
+
+
+def _pack(msg: RawImage, dtype: np.dtype[Any], channels: int) -> npt.NDArray[np.uint8]:
     """Check the sizes and drop the padding at the end of each row."""
-    rows = msg.height * 3 // 2 if msg.encoding in _CHROMA_BELOW else msg.height
+    rows = _rows(msg)
     row_bytes = msg.width * channels * dtype.itemsize
     data = _bytes(msg)
     if not (msg.height > 0 and msg.width > 0):
@@ -212,7 +218,7 @@ def _pack(msg: RawImage, dtype: np.dtype[Any], channels: int) -> _PackedImage:
         raise ImageFormatError(f"{msg.width}x{msg.height} {msg.encoding}: {problem}")
     if msg.step > row_bytes:
         data = data.reshape(rows, msg.step)[:, :row_bytes].ravel()
-    return _PackedImage(rows, msg.width, msg.encoding, bool(msg.is_bigendian), data)
+    return data
 
 
 def _decompress_depth(msg: CompressedImage) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:

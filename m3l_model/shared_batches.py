@@ -10,8 +10,10 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import pickle
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -83,7 +85,8 @@ class SharedCollate:
         if workers:
             sizes = [np.asarray(value).nbytes + _MARGIN_BYTES for value in dataset.read(0)]
             # Twice: messages as they were read, and what they were decoded to. Memory that is not used takes none.
-            self._slab_bytes = 2 * batch_size * sum(sizes)
+            # Whole pages: arrays then lie alike in all slabs.
+            self._slab_bytes = -(-2 * batch_size * sum(sizes) // mmap.PAGESIZE) * mmap.PAGESIZE
             self._memory = mmap.mmap(-1, workers * SLABS * self._slab_bytes)
             self._state = np.frombuffer(mmap.mmap(-1, workers * _STATE.itemsize), _STATE)
             self._lock = multiprocessing.get_context("fork").Lock()
@@ -134,7 +137,7 @@ class SharedCollate:
         parts = [column.part() for column in columns]
         shared = [part for part in parts if isinstance(part, _Part)]
         if number is not None and len(shared) == len(parts):
-            return _SharedBatch(self._number, number, type(first), shared)
+            return _SharedBatch(self._number, number, _describe(type(first), tuple(shared)))
         return type(first)(*(torch.from_numpy(column.copy()) for column in columns))
 
     def take(self, number: int, kind: type, parts: Sequence[_Part]) -> Any:
@@ -158,10 +161,13 @@ class SharedCollate:
             self._claim = (os.getpid(), self._claim_slabs())
             keep_freed_memory()
         worker = self._claim[1]
-        if worker < 0 or self._state["used"][worker].all():
+        if worker < 0:
             return None
-        free = int(self._state["used"][worker].argmin())
-        self._state["used"][worker, free] = 1
+        used = self._state["used"][worker]
+        free = int(used.argmin())
+        if used[free]:
+            return None
+        used[free] = 1
         return worker * SLABS + free
 
     def _claim_slabs(self) -> int:
@@ -193,11 +199,24 @@ class _Part(NamedTuple):
         return np.ndarray(self.shape, self.dtype, slab, self.offset, self.strides)
 
 
+@lru_cache(maxsize=64)
+def _describe(kind: type, parts: tuple[_Part, ...]) -> bytes:
+    """What a batch is and where it lies, pickled; mostly it is the same as of a batch before."""
+    return pickle.dumps((kind, parts))
+
+
+@lru_cache(maxsize=64)
+def _described(description: bytes) -> tuple[type, tuple[_Part, ...]]:
+    """The inverse of ``_describe``."""
+    kind, parts = pickle.loads(description)
+    return kind, parts
+
+
 class _SharedBatch:
     """A batch in shared memory, on its way: in the process that receives it, it turns into tensors."""
 
-    def __init__(self, collate: int, slab: int, kind: type, parts: Sequence[_Part]) -> None:
-        self._arguments = (collate, slab, kind, parts)
+    def __init__(self, collate: int, slab: int, description: bytes) -> None:
+        self._arguments = (collate, slab, description)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _take, self._arguments
@@ -217,10 +236,10 @@ def _raise(error: M3LError) -> None:
     raise error
 
 
-def _take(collate: int, slab: int, kind: type, parts: Sequence[_Part]) -> Any:
+def _take(collate: int, slab: int, description: bytes) -> Any:
     found = _COLLATES[collate]()
     assert found is not None, "a batch came from a loader that is no more"
-    return found.take(slab, kind, parts)
+    return found.take(slab, *_described(description))
 
 
 class _Slab:
@@ -240,13 +259,17 @@ class _Slab:
         self._used = start + size
         return self._whole[start : start + size]
 
-    def allocate_rows(self, size: int) -> memoryview:
-        """Memory from the end, so that what ``allocate`` gives lies at even distances."""
+    def allocate_rows(self, size: int) -> int | None:
+        """Where there is memory at the end, so that what ``allocate`` gives lies at even distances; None if nowhere."""
         start = self._end - size
         start -= (self._begin + start) % _ALIGNMENT
         if start < self._used:
-            return new_memory(size, 0)
+            return None
         self._end = start
+        return start
+
+    def piece(self, start: int, size: int) -> memoryview:
+        """Memory that was allocated."""
         return self._whole[start : start + size]
 
     def offset(self, array: npt.NDArray[Any]) -> int | None:
@@ -276,17 +299,18 @@ class _Column:
         """The column in memory of its own."""
         raise NotImplementedError
 
-    def _new_rows(self, count: int) -> npt.NDArray[Any]:
+    def _new_rows(self, count: int) -> tuple[npt.NDArray[Any], int | None]:
+        """Memory for arrays like the first, and where in the slab it lies, None where it lies elsewhere."""
         first = self._first
         size = count * first.nbytes
-        memory = self._slab.allocate_rows(size) if self._slab else new_memory(size, 0)
-        return np.frombuffer(memory, first.dtype).reshape(count, *first.shape)
+        start = self._slab.allocate_rows(size) if self._slab else None
+        memory = new_memory(size, 0) if self._slab is None or start is None else self._slab.piece(start, size)
+        return np.frombuffer(memory, first.dtype).reshape(count, *first.shape), start
 
-    def _part_of(self, rows: npt.NDArray[Any], step: int) -> _Part | None:
-        offset = self._slab.offset(rows) if self._slab else None
-        if offset is None:
+    def _part_of(self, row: npt.NDArray[Any], start: int | None, step: int) -> _Part | None:
+        if start is None:
             return None
-        return _Part(offset, (self._count, *rows.shape[1:]), (step, *rows.strides[1:]), rows.dtype)
+        return _Part(start, (self._count, *row.shape), (step, *row.strides), row.dtype)
 
 
 class _Numbers(_Column):
@@ -305,9 +329,9 @@ class _Numbers(_Column):
         self._values.append(value)
 
     def part(self) -> _Part | None:
-        rows = self._new_rows(self._count)
+        rows, start = self._new_rows(self._count)
         rows[:] = self._values
-        return self._part_of(rows, self._first.nbytes)
+        return self._part_of(self._first, start, self._first.nbytes)
 
     def copy(self) -> npt.NDArray[Any]:
         return np.array(self._values, self._first.dtype)
@@ -326,11 +350,12 @@ class _Arrays(_Column):
         self._step = 0
         self._arrays: list[npt.NDArray[Any]] = []
         self._rows: npt.NDArray[Any] | None = None
+        self._rows_start: int | None = None
         self._filled = 0
 
     def append(self, value: Any) -> None:
         array, first = np.asarray(value), self._first
-        if array.shape != first.shape or array.dtype != first.dtype:
+        if array is not first and (array.shape != first.shape or array.dtype != first.dtype):
             raise CollateError(
                 f"samples differ in {self._name}: {first.dtype} {first.shape} and {array.dtype} {array.shape}; "
                 "bring them to one size and type with a transform, or batch bags of one camera"
@@ -343,12 +368,12 @@ class _Arrays(_Column):
 
     def part(self) -> _Part | None:
         if self._rows is not None:
-            return self._part_of(self._rows, self._first.nbytes)
+            return self._part_of(self._rows[0], self._rows_start, self._first.nbytes)
         if self._start is not None:
-            return self._part_of(self._first[None], self._step)
-        row = self._new_rows(1)
+            return self._part_of(self._first, self._start, self._step)
+        row, start = self._new_rows(1)
         row[0] = self._first
-        return self._part_of(row, 0)
+        return self._part_of(row[0], start, 0)
 
     def copy(self) -> npt.NDArray[Any]:
         return self._copied().copy() if self._slab else self._copied()
@@ -371,7 +396,7 @@ class _Arrays(_Column):
     def _copied(self) -> npt.NDArray[Any]:
         """The rows to copy to; what was left in its place is copied first."""
         if self._rows is None:
-            self._rows = self._new_rows(self._count)
+            self._rows, self._rows_start = self._new_rows(self._count)
             for array in self._arrays:
                 self._rows[self._filled] = array
                 self._filled += 1
