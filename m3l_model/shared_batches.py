@@ -7,6 +7,7 @@ pages takes several times as long as reading the images does. Here raw images ar
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import multiprocessing
 import os
@@ -345,7 +346,8 @@ class _Arrays(_Column):
 
     def __init__(self, name: str, first: Any, count: int, slab: _Slab | None) -> None:
         super().__init__(name, first, count, slab)
-        self._start = slab.offset(self._first) if slab else None
+        start = slab.offset(self._first) if slab else None
+        self._start = None if start is None or start % _ALIGNMENT % self._first.itemsize else start
         self._is_constant = slab is not None and not self._first.flags.writeable
         self._step = 0
         self._arrays: list[npt.NDArray[Any]] = []
@@ -379,15 +381,11 @@ class _Arrays(_Column):
         return self._copied().copy() if self._slab else self._copied()
 
     def _stays(self, array: npt.NDArray[Any]) -> bool:
+        """Whether an array lies as far from the one before as the second did from the first, as tensors need it."""
         if self._slab is None or self._start is None:
             return self._is_constant and array is self._first
         offset = self._slab.offset(array)
-        return offset is not None and self._is_even(offset, array)
-
-    def _is_even(self, offset: int, array: npt.NDArray[Any]) -> bool:
-        """Whether an array lies as far from the one before as the second did from the first, as tensors need it."""
-        assert self._start is not None
-        if array.strides != self._first.strides or offset % _ALIGNMENT % array.itemsize:
+        if offset is None or array.strides != self._first.strides:
             return False
         if len(self._arrays) == 1 and offset > self._start and (offset - self._start) % array.itemsize == 0:
             self._step = offset - self._start
@@ -405,7 +403,10 @@ class _Arrays(_Column):
 
 
 def _address(array: npt.NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # read-only, not contiguous, or empty: four times as slow
+        return int(array.__array_interface__["data"][0])
 
 
 def _is_alive(process: int) -> bool:
