@@ -35,6 +35,7 @@ _ATTACHMENT, _STATISTICS, _METADATA, _DATA_END = 0x09, 0x0B, 0x0C, 0x0F
 
 _RECORD = struct.Struct("<BQ")  # opcode, length of what follows
 _MESSAGE_HEADER = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+_MESSAGE_PREFIX = struct.Struct("<BQHIQQ")  # both of a message
 _CHUNK_HEADER = struct.Struct("<QQQI")  # first and last log time, size without compression, CRC or 0
 _CRC = struct.Struct("<I")
 _CHUNK_INDEX_HEADER = struct.Struct(
@@ -141,8 +142,7 @@ class McapFile:
                 part = self._read_into(at - _PREFIX_BYTES, allocate(_PREFIX_BYTES + size, _PREFIX_BYTES))
             else:
                 part = self._chunk_part(at, within - _PREFIX_BYTES, _PREFIX_BYTES + size, allocate)
-            opcode, length = _RECORD.unpack_from(part)
-            channel, _, logged_ns, _ = _MESSAGE_HEADER.unpack_from(part, _RECORD.size)
+            opcode, length, channel, _, logged_ns, _ = _MESSAGE_PREFIX.unpack_from(part)
             found = (opcode, length, logged_ns, self._channels.get(channel, stored_topic))
             if found != (_MESSAGE, size + _MESSAGE_HEADER.size, log_ns, stored_topic):
                 raise StorageDamage("another message lies there now")
@@ -466,7 +466,7 @@ class McapFile:
 
     def _chunk_part(self, at: int, start: int, size: int, allocate: Allocate = new_memory) -> memoryview:
         """Read part of a chunk's content; where the chunk has a checksum, it holds."""
-        head = self._chunk_head(at)
+        head = self._heads.get(at) or self._chunk_head(at)
         if start < 0 or start + size > head.size:
             raise StorageDamage("the chunk is shorter than it was")
         cut = self._is_cut(head)
@@ -512,15 +512,16 @@ class McapFile:
 
     def _read_into(self, at: int, data: memoryview) -> memoryview:
         """Fill memory with what lies at a byte of the file."""
-        self._require(at + len(data))
+        size = len(data)
+        self._require(at + size)
         done = 0
-        while done < len(data):
+        while done < size:
             try:
                 count = os.preadv(self._fd, [data[done:]], at + done)
             except OSError as error:
                 raise StorageDamage(f"byte {at} cannot be read: {error.strerror}") from error
             if not count:
-                raise _CutError(f"it has become shorter than {at + len(data)} bytes")
+                raise _CutError(f"it has become shorter than {at + size} bytes")
             done += count
         return data
 
@@ -558,7 +559,7 @@ class _Summary(NamedTuple):
     span: tuple[int, int] | None
 
 
-_PREFIX_BYTES = _RECORD.size + _MESSAGE_HEADER.size
+_PREFIX_BYTES = _MESSAGE_PREFIX.size
 
 
 class _Fields:

@@ -138,7 +138,7 @@ class SharedCollate:
         parts = [column.part() for column in columns]
         shared = [part for part in parts if isinstance(part, _Part)]
         if number is not None and len(shared) == len(parts):
-            return _SharedBatch(self._number, number, _describe(type(first), tuple(shared)))
+            return _SharedBatch(self._number, number, _describe(type(first), tuple(shared)))  # type: ignore[arg-type]
         return type(first)(*(torch.from_numpy(column.copy()) for column in columns))
 
     def take(self, number: int, kind: type, parts: Sequence[_Part]) -> Any:
@@ -404,8 +404,8 @@ class _Arrays(_Column):
 
 def _address(array: npt.NDArray[Any]) -> int:
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
-    except (TypeError, ValueError):  # read-only, not contiguous, or empty: four times as slow
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # read-only, not contiguous, or empty: four times as slow
         return int(array.__array_interface__["data"][0])
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_typestore
 
-from m3l_model.cdr import COMPRESSED_IMAGE, IMAGE, CdrError, CompressedImage, Image, parse_image, stamp_ns
+from m3l_model.cdr import (
+    COMPRESSED_IMAGE,
+    IMAGE,
+    CdrError,
+    CompressedImage,
+    Image,
+    ImageParser,
+    parse_image,
+    stamp_ns,
+)
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types
@@ -101,6 +111,44 @@ def test_a_lying_length_is_an_error_or_another_message_and_allocates_nothing(at:
     except CdrError:
         return
     assert image.data.size <= len(WHOLE)
+
+
+@given(images, images, st.booleans())
+def test_a_parser_is_not_misled_by_the_message_before(
+    first: object, second: object, little_endian: bool
+) -> None:
+    parser = ImageParser(IMAGE)
+    for message in (first, first, second, first):
+        data = bytes(STORE.serialize_cdr(message, IMAGE, little_endian=little_endian))
+        assert parsed(parser.parse, memoryview(data)) == parsed(lambda data: parse_image(IMAGE, data), data)
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_whatever_byte_differs_a_parser_parses_as_if_it_were_the_first_message(value: int) -> None:
+    for at in range(len(WHOLE)):
+        data = bytearray(WHOLE)
+        data[at] = value
+        for changed in (bytes(data), bytes(data[:at]), bytes(data) + bytes(1 + at % 5)):
+            parser = ImageParser(IMAGE)
+            parser.parse(WHOLE)
+            assert parsed(parser.parse, changed) == parsed(lambda data: parse_image(IMAGE, data), changed)
+
+
+def test_a_parser_of_compressed_images_parses_each() -> None:
+    parser = ImageParser(COMPRESSED_IMAGE)
+    for data in (compressed_cdr(5, "jpeg", b"12345"), compressed_cdr(6, "png", b"54321")):
+        assert parsed(parser.parse, data) == parsed(lambda data: parse_image(COMPRESSED_IMAGE, data), data)
+
+
+def parsed(
+    parse: Callable[[bytes | memoryview], Image | CompressedImage], data: bytes | memoryview
+) -> object:
+    """What a message is parsed to, or why it is not, in a form that can be compared."""
+    try:
+        *fields, pixels = parse(data)
+    except CdrError as error:
+        return str(error)
+    return fields, pixels.tobytes()
 
 
 @pytest.mark.parametrize(
