@@ -32,12 +32,14 @@ MAGIC = b"\x89MCAP0\r\n"
 
 _HEADER, _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _MESSAGE_INDEX, _CHUNK_INDEX = range(0x01, 0x09)
 _ATTACHMENT, _STATISTICS, _METADATA, _DATA_END = 0x09, 0x0B, 0x0C, 0x0F
+_ASIDE = {_ATTACHMENT: "attachment", _METADATA: "metadata"}
 
 _RECORD = struct.Struct("<BQ")  # opcode, length of what follows
 _MESSAGE_HEADER = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _MESSAGE_PREFIX = struct.Struct("<BQHIQQ")  # both of a message
 _CHUNK_HEADER = struct.Struct("<QQQI")  # first and last log time, size without compression, CRC or 0
 _CRC = struct.Struct("<I")
+_ATTACHMENT_TIMES = struct.Struct("<QQ")  # of logging and of making it
 _CHUNK_INDEX_HEADER = struct.Struct(
     "<QQQQ"
 )  # first and last log time, position and length of the chunk's record
@@ -326,11 +328,27 @@ class McapFile:
                     raise StorageDamage(
                         f"the message index at byte {at} speaks of other messages than are there"
                     )
-            elif opcode not in (_ATTACHMENT, _METADATA):
+            elif opcode in (_ATTACHMENT, _METADATA):
+                self._check_aside(opcode, at, length)
+            else:
                 raise StorageDamage(f"the record at byte {at} is of a kind that does not belong there")
             self._require(end)
             at, previous = end, opcode
         raise _CutError("it has no end record")
+
+    def _check_aside(self, opcode: int, at: int, length: int) -> None:
+        """See that a record that is passed over is what it says, and no chunk or message whose kind is damaged."""
+        if opcode == _ATTACHMENT:
+            fields = _Fields(self._pread(at + _RECORD.size, min(length, _WINDOW_BYTES)))
+            fields.unpack(_ATTACHMENT_TIMES)
+            fields.text(), fields.text()
+            end = fields.number("<Q") + fields.at + _CRC.size
+        else:
+            fields = _Fields(self._metadata(at, length))
+            fields.text(), fields.mapping()
+            end = fields.at
+        if end != length:
+            raise StorageDamage(f"the record at byte {at} is no {_ASIDE[opcode]}")
 
     def _is_finished(self) -> bool:
         """Whether the recorder has closed the file: what seems cut off within is damage then."""

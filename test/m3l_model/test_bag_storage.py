@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -352,6 +353,39 @@ def test_a_write_ahead_log_in_a_folder_that_cannot_be_written_is_an_error(tmp_pa
             open_index(bag)
     finally:
         bag.chmod(0o755)
+
+
+def test_records_that_are_passed_over_are_no_chunks_in_disguise(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", VARIANTS["mcap_no_summary"])
+    path = bag / "bag_0.mcap"
+    expected = raw(bag)
+    content = path.read_bytes()
+    data_end = content.rindex(b"\x0f\x04\0\0\0\0\0\0\0")
+    name = struct.pack("<I", 4) + b"name"
+    aside = [
+        (0x09, bytes(16) + name + name + struct.pack("<Q", 100_000) + bytes(100_000) + bytes(4)),
+        (0x0C, name + struct.pack("<I", 16) + name + name),
+    ]
+    for opcode, body in aside:
+        record = struct.pack("<BQ", opcode, len(body)) + body
+        path.write_bytes(content[:data_end] + record + content[data_end:])
+        assert raw(bag) == expected
+
+    damaged = [
+        content[:data_end] + struct.pack("<BQ", opcode, len(body) + 1) + body + b"\0" + content[data_end:]
+        for opcode, body in aside
+    ]
+    at, chunks = 8, 0
+    while at < data_end:
+        if content[at] == 0x06:
+            chunks += 1
+            damaged += [content[:at] + bytes([opcode]) + content[at + 1 :] for opcode, _ in aside]
+        at += 9 + struct.unpack_from("<Q", content, at + 1)[0]
+    assert chunks > 2
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(BagError, match=f"{path}: damaged"):
+            raw(bag)
 
 
 # Checksums
