@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention on a CPU that multiplies bf16 itself: torch's own kernel gains nothing from it there."""
+"""Attention on a CPU that multiplies bf16 itself but has no AMX: torch's own kernel gains nothing from bf16 there."""
 
 from __future__ import annotations
 

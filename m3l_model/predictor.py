@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from m3l_model import processor
 from m3l_model.checkpoint import Metadata, load_checkpoint
 from m3l_model.engine import CpuEngine, Engine, Request, Result
 from m3l_model.errors import M3LError
@@ -19,7 +19,6 @@ from m3l_model.labels import LabelSet
 from m3l_model.preprocessing import Preprocessing, has_reading
 from m3l_model.segmenter import LinearFusionSegmenter
 
-_CPU_INFO = Path("/proc/cpuinfo")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -195,20 +194,11 @@ def _image_shape(
 def _choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cpu":
-            return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
+            return torch.bfloat16 if processor.multiplies_bf16() else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if name not in PRECISIONS:
         raise M3LError(f"precision {name!r} is unknown; choose auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
-
-
-def _cpu_computes_bf16() -> bool:
-    """Tell whether the processor multiplies bf16 itself: only then is it faster than fp32."""
-    try:
-        flags = set(re.findall(r"\w+", _CPU_INFO.read_text()))
-    except OSError:
-        return False
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def _set_threads(threads: int) -> None:

@@ -8,13 +8,14 @@ which is channels-last for a convolution and a token matrix for a product, so th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from m3l_model import bf16_attention, onednn
+from m3l_model import bf16_attention, onednn, processor
 from m3l_model.mit import MODALITIES, Block, MixMlp, MixTransformer, ModalityLayerNorm, Stage
 from m3l_model.segmenter import LinearFusionSegmenter, masked_tokens
 
@@ -183,7 +184,7 @@ class _Attention:
         else:
             self.proj = _Linear.of(proj.weight, proj.bias, dtype)
         self.kv = _Linear.of(kv_weight, kv_bias, dtype)
-        self._attend = bf16_attention.attention if _uses_bf16_units(block, dtype) else _flash_attention
+        self._attend = _flash_attention if attn.q.weight.is_cuda else _attention_on_cpu(dtype)
 
     def __call__(self, x_PBHWC: Tensor, present: slice = _BOTH) -> Tensor:
         shape = x_PBHWC.shape
@@ -212,8 +213,11 @@ def _flash_attention(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _uses_bf16_units(block: Block, dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and not block.attn.q.weight.is_cuda and onednn.available(dtype)
+def _attention_on_cpu(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Give what is faster: torch's kernel gains from bf16 where the processor has AMX, and only there."""
+    if dtype == torch.bfloat16 and onednn.available(dtype) and not processor.multiplies_bf16_tiles():
+        return bf16_attention.attention
+    return _flash_attention
 
 
 class _Mlp:
