@@ -24,7 +24,7 @@ from m3l_model.errors import M3LError
 from m3l_model.evaluation_pictures import Picture, PictureMaker
 from m3l_model.evaluation_plan import Block, EvaluationPlan
 from m3l_model.evaluation_store import EvaluationStore, MemoryStore
-from m3l_model.labels import IGNORE_ID, LabelSet
+from m3l_model.labels import LabelSet
 from m3l_model.offline import FrameSource, Recorded, can_be_segmented
 from m3l_model.predictor import PendingPrediction, Prediction, Predictor
 from m3l_model.scenarios import CLEAN, Seen
@@ -386,7 +386,7 @@ class _Pass:
         score = _Score(prediction.used, seconds, None, None, None, agreement, confidences)
         if truth is None or read.truth_boundary is None:
             return score
-        known = np.where(truth >= self._classes, np.uint8(IGNORE_ID), labels)
+        known = metrics.ignored_where(truth >= self._classes, labels)
         return score._replace(
             confusion=metrics.confusion(truth, labels, self._classes),
             calibration=metrics.calibration(truth, labels, confidence, self._classes),

@@ -183,7 +183,7 @@ def _rgb(rgb: Rgb) -> bytes:
 
 def _depth(depth: Depth) -> bytes:
     """Depth from near (warm) to far (cold); black where there is no reading."""
-    metres = resize_nearest(to_metres(depth), _size(depth.shape))
+    metres = to_metres(resize_nearest(depth, _size(depth.shape)))
     nearness = 255 - np.clip(metres * (255 / FARTHEST), 0, 255).astype(np.uint8)
     shown = cv2.applyColorMap(nearness, cv2.COLORMAP_TURBO)
     shown[metres == 0] = 0
