@@ -8,6 +8,8 @@ so that an evaluation that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -382,7 +385,7 @@ class _Pass:
         agreement = np.zeros(2, np.int64)
         if clean is not None:
             agreement[:] = labels.size, np.count_nonzero(labels == clean)
-        confidences = np.array([confidence.size, float(confidence.sum(dtype=np.float64))])
+        confidences = np.array([confidence.size, cv2.sumElems(confidence)[0]])
         score = _Score(prediction.used, seconds, None, None, None, agreement, confidences)
         if truth is None or read.truth_boundary is None:
             return score
@@ -474,10 +477,15 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable
         yield pending.popleft().result()
 
 
+def _run_in_gaps() -> None:
+    """Have this thread leave the cores to the models, whose threads wait at each operator for the last of them."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 @contextmanager
 def _thread() -> Iterator[ThreadPoolExecutor]:
     """A thread that is not waited for longer than the item in hand takes, whatever happens."""
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(1, initializer=_run_in_gaps)
     try:
         yield pool
     finally:

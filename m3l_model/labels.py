@@ -158,7 +158,9 @@ class LabelSet:
     def count_unknown(self, ids: npt.NDArray[np.uint8]) -> dict[int, int]:
         """Count the pixels of every id in a label image, (H, W) uint8, that is outside the set."""
         counts = np.bincount(ids.ravel(), minlength=256)
-        return {int(value): int(counts[value]) for value in np.flatnonzero((counts > 0) & (self._unknown > 0))}
+        return {
+            int(value): int(counts[value]) for value in np.flatnonzero((counts > 0) & (self._unknown > 0))
+        }
 
     def colorize(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Paint (H, W) uint8 class ids: (H, W, 3) uint8 RGB; black where there is no class."""

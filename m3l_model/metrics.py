@@ -41,7 +41,11 @@ def confusion(truth: Labels, prediction: Labels, num_classes: int) -> npt.NDArra
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
-    return _joint_counts(truth, prediction, num_classes, num_classes)
+    pairs = truth.astype(np.uint16)
+    pairs *= np.uint16(num_classes)
+    pairs += prediction
+    unknown = (truth >= num_classes) | (prediction >= num_classes)
+    return _histogram(pairs, unknown, num_classes * num_classes).reshape(num_classes, num_classes)
 
 
 def iou(confusion: Counts) -> Figures:
@@ -78,10 +82,10 @@ def calibration(
         confidence: (H, W), 0 to 1.
         num_classes: C.
     """
-    levels = cv2.convertScaleAbs(confidence, alpha=CONFIDENCE_LEVELS - 1)
-    right = (truth == prediction).view(np.uint8)
-    right += (truth >= num_classes).view(np.uint8) * np.uint8(2)
-    return _joint_counts(np.asarray(levels, np.uint8), right, CONFIDENCE_LEVELS, 2)
+    pairs = cv2.convertScaleAbs(confidence, alpha=CONFIDENCE_LEVELS - 1).astype(np.uint16)
+    pairs += (truth == prediction) * np.uint16(CONFIDENCE_LEVELS)
+    counts = _histogram(pairs, truth >= num_classes, 2 * CONFIDENCE_LEVELS)
+    return counts.reshape(2, CONFIDENCE_LEVELS).T
 
 
 def expected_calibration_error(calibration: Counts) -> Figures:
@@ -115,32 +119,36 @@ class Boundary:
         edge_ids[:, :width] = ignored_where(highest == lowest, labels)
         self._pixels = np.flatnonzero(edge_ids < num_classes)
         self.ids = edge_ids.ravel()[self._pixels]
-        self._near = [self._spread(first) for first in range(0, num_classes, _WORD)]
+        self._near = [self._spread(number) for number in range(-(-num_classes // _WORD))]
 
     def counts(self, other: Boundary) -> npt.NDArray[np.int64]:
         """Count, per class, this one's boundary pixels and those of them near ``other``'s of that class: (C, 2)."""
         near = np.zeros(len(self.ids), bool)
         for number, bits in enumerate(other._near):
-            ours = self.ids // _WORD == number
+            ours = self._of_word(number)
             bit = (self.ids[ours] % _WORD).astype(bits.dtype)
             near[ours] = bits[self._pixels[ours]] >> bit & 1
         found = [np.bincount(ids, minlength=self._num_classes) for ids in (self.ids, self.ids[near])]
         return np.stack(found, -1)
 
-    def _spread(self, first: int) -> npt.NDArray[Any]:
-        """Give each pixel a bit for each of the next classes that has a boundary within reach.
+    def _spread(self, number: int) -> npt.NDArray[Any]:
+        """Give each pixel a bit for each of a word's classes that has a boundary within reach.
 
         Returns:
             By place in rows as long as the image's and twice the reach, so that no window goes on in the next row.
         """
         word = np.uint16 if self._num_classes <= 16 else np.uint64
         bits = np.zeros((self._rows + 2 * self._reach) * self._row, word)
-        ours = self.ids // _WORD == first // _WORD
+        ours = self._of_word(number)
         middle = self._reach * self._row + self._reach
-        bits[self._pixels[ours] + middle] = word(1) << (self.ids[ours] % _WORD).astype(word)
+        bits[self._pixels[ours] + middle] = np.left_shift(word(1), (self.ids[ours] % _WORD).astype(word))
         for step in (1, self._row):
             _merge_following(bits, 2 * self._reach + 1, step)
         return bits
+
+    def _of_word(self, number: int) -> slice | npt.NDArray[np.bool_]:
+        """Which boundary pixels are of a word's classes."""
+        return slice(None) if self._num_classes <= _WORD else self.ids // _WORD == number
 
 
 def boundary_hits(truth: Boundary, prediction: Labels) -> npt.NDArray[np.int64]:
@@ -209,22 +217,19 @@ def _merge_following(bits: npt.NDArray[Any], count: int, step: int) -> None:
         covered += more // step
 
 
-def _joint_counts(first: Labels, second: Labels, most: int, most_of_second: int) -> npt.NDArray[np.int64]:
-    """Count the pairs of ids below both limits; floats hold them exactly up to 16 million pixels an image.
+def _histogram(
+    values: npt.NDArray[np.uint16], left_out: npt.NDArray[np.bool_], size: int
+) -> npt.NDArray[np.int64]:
+    """Count each value below ``size``, (size,) of (H, W), which is overwritten; exact up to 16 million pixels an image.
 
     Columns next to one another have counters of their own: neighbours tend to be alike, and a processor that adds to
     one number again and again has to wait for itself.
     """
-    size = most * most_of_second
     columns = min(_COUNTERS, (1 << 16) // (size + 1))
-    pairs = first.astype(np.uint16)
-    pairs *= np.uint16(most_of_second)
-    pairs += second
-    pairs += np.arange(first.shape[1], dtype=np.uint16) % np.uint16(columns) * np.uint16(size)
-    pairs |= -((first >= most) | (second >= most_of_second)).astype(np.uint16)  # beyond all counters
-    counts = cv2.calcHist([pairs], [0], None, [columns * size], [0, columns * size])
-    by_column = counts.astype(np.int64).reshape(columns, most, most_of_second)
-    return np.asarray(by_column.sum(0))
+    values += np.arange(values.shape[1], dtype=np.uint16) % np.uint16(columns) * np.uint16(size)
+    values |= -left_out.astype(np.uint16)  # beyond all counters
+    counts = cv2.calcHist([values], [0], None, [columns * size], [0, columns * size])
+    return np.asarray(counts.astype(np.int64).reshape(columns, size).sum(0))
 
 
 def _ratio(part: Counts, whole: Counts) -> Figures:
