@@ -9,11 +9,10 @@ so that an evaluation that was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
@@ -236,7 +235,11 @@ class SegmentedFrame(NamedTuple):
 
 
 class _Pass:
-    """Reads, segments and scores the frames of a plan, each stage in a thread of its own."""
+    """Reads, segments and scores the frames of a plan, each stage in a thread of its own.
+
+    Models on a GPU work meanwhile. Models on the CPU take turns with the other stages, which then have all cores to
+    themselves: a model's threads wait at each operator for the last of them, and whatever delays one holds up all.
+    """
 
     def __init__(
         self,
@@ -249,6 +252,7 @@ class _Pass:
         self._predictors = list(predictors.values())
         self._classes = classes
         self._pictures = pictures
+        self._take_turns = any(p.device.type == "cpu" for p in self._predictors)
         names = [scenario.name for scenario in plan.scenarios]
         self._clean = names.index(CLEAN.name) if CLEAN.name in names else None
         self._sources = [FrameSource(plan.dataset, bag) for bag in range(len(plan.dataset.bags))]
@@ -261,9 +265,21 @@ class _Pass:
         work = [
             (number, index) for number in blocks for index in range(len(self._plan.blocks[number].positions))
         ]
-        with _thread() as reader, _thread() as scorer:
-            read = _ahead(reader, lambda place: self._read(*place), work)
-            scored = _ahead(scorer, self._score, map(self._segment, read))
+        reading: deque[Future[ReadFrame]] = deque()
+        scoring: deque[Future[BlockResult]] = deque()
+
+        def segment(read: ReadFrame) -> SegmentedFrame:
+            if self._take_turns:
+                wait(reading)
+                wait(scoring)
+            return self._segment(read)
+
+        cores = len(os.sched_getaffinity(0))
+        with _threads() as reader, _threads() as scorer, _threads(cores) as helpers:
+            read = _ahead(reader, lambda place: self._read(*place), work, reading)
+            scored = _ahead(
+                scorer, lambda segmented: self._score(segmented, helpers), map(segment, read), scoring
+            )
             result: BlockResult | None = None
             for (number, index), part in zip(work, scored, strict=True):
                 result = part if result is None else _added(result, part)
@@ -334,9 +350,23 @@ class _Pass:
             segmented = self._segment(self._read(*place))
             yield from self._pictures.make(segmented.read, segmented.predictions, self._plan)
 
-    def _score(self, segmented: SegmentedFrame) -> BlockResult:
-        """Score one frame in all scenarios, as a block of one frame."""
+    def _score(self, segmented: SegmentedFrame, helpers: ThreadPoolExecutor) -> BlockResult:
+        """Score one frame in all scenarios, as a block of one frame; each mask in one of the helpers."""
         read = segmented.read
+        clean_key = read.keys[self._clean] if self._clean is not None else None
+        scores = [
+            {
+                key: helpers.submit(self._score_of, read, prediction, seconds, clean)
+                for key, (prediction, seconds) in predictions.items()
+            }
+            for predictions in segmented.predictions
+            for clean in [predictions[clean_key][0].labels if clean_key is not None else None]
+        ]
+        pictures = (
+            helpers.submit(self._pictures.make, read, segmented.predictions, self._plan)
+            if self._pictures
+            else None
+        )
         plan, block = self._plan, self._plan.blocks[read.block]
         counts = Counts.zeros(len(self._predictors), len(plan.scenarios), self._classes)
         frames = np.zeros((len(self._predictors), len(plan.scenarios), 1), FRAME_SCORE)
@@ -349,16 +379,11 @@ class _Pass:
             frames[name] = block.decisions[name][None, :, read.place, None]
         before = self._before if self._follows(segmented) else None
         for model, predictions in enumerate(segmented.predictions):
-            scores: dict[InputKey, _Score] = {}
             changes: dict[tuple[InputKey, InputKey], npt.NDArray[np.int64]] = {}
-            clean_key = read.keys[self._clean] if self._clean is not None else None
-            clean = predictions[clean_key][0].labels if clean_key is not None else None
             for number, key in enumerate(read.keys):
                 if key is None:
                     continue
-                if key not in scores:
-                    scores[key] = self._score_of(read, *predictions[key], clean)
-                scores[key].add_to(counts, frames, model, number)
+                scores[model][key].result().add_to(counts, frames, model, number)
                 if before is None or before.read.smoothed is None or read.smoothed is None:
                     continue
                 if (key_before := before.read.keys[number]) is not None:
@@ -372,9 +397,8 @@ class _Pass:
                         )
                     counts.flicker[model, number, 0] += changes[pair]
                     frames["flicker"][model, number] = metrics.share(changes[pair])
-        pictures = self._pictures.make(read, segmented.predictions, self._plan) if self._pictures else ()
         self._before = segmented
-        return BlockResult(counts, frames, pictures, int(read.recorded is None))
+        return BlockResult(counts, frames, pictures.result() if pictures else (), int(read.recorded is None))
 
     def _score_of(
         self, read: ReadFrame, prediction: Prediction, seconds: float, clean: npt.NDArray[np.uint8] | None
@@ -466,9 +490,10 @@ _IN_FLIGHT = 2
 """Frames that a stage may be ahead of the one that takes them."""
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """Do as ``map`` does, but in a thread that works ahead by a few items."""
-    pending: deque[Future[U]] = deque()
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], pending: deque[Future[U]]
+) -> Iterator[U]:
+    """Do as ``map`` does, but in a thread that works ahead by a few items, which are pending meanwhile."""
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > _IN_FLIGHT:
@@ -477,15 +502,10 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable
         yield pending.popleft().result()
 
 
-def _run_in_gaps() -> None:
-    """Have this thread leave the cores to the models, whose threads wait at each operator for the last of them."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
 @contextmanager
-def _thread() -> Iterator[ThreadPoolExecutor]:
-    """A thread that is not waited for longer than the item in hand takes, whatever happens."""
-    pool = ThreadPoolExecutor(1, initializer=_run_in_gaps)
+def _threads(threads: int = 1) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are not waited for longer than the items in hand take, whatever happens."""
+    pool = ThreadPoolExecutor(threads)
     try:
         yield pool
     finally:
