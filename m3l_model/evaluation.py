@@ -8,7 +8,6 @@ so that an evaluation that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -237,8 +235,8 @@ class SegmentedFrame(NamedTuple):
 class _Pass:
     """Reads, segments and scores the frames of a plan, each stage in a thread of its own.
 
-    Models on a GPU work meanwhile. Models on the CPU take turns with the other stages, which then have all cores to
-    themselves: a model's threads wait at each operator for the last of them, and whatever delays one holds up all.
+    Models on a GPU work meanwhile. Models on the CPU take turns with reading and scoring, which then run side by side:
+    a model's threads wait at each operator for the last of them, and whatever delays one holds up all.
     """
 
     def __init__(
@@ -274,12 +272,9 @@ class _Pass:
                 wait(scoring)
             return self._segment(read)
 
-        cores = len(os.sched_getaffinity(0))
-        with _threads() as reader, _threads() as scorer, _threads(cores) as helpers:
+        with _thread() as reader, _thread() as scorer:
             read = _ahead(reader, lambda place: self._read(*place), work, reading)
-            scored = _ahead(
-                scorer, lambda segmented: self._score(segmented, helpers), map(segment, read), scoring
-            )
+            scored = _ahead(scorer, self._score, map(segment, read), scoring)
             result: BlockResult | None = None
             for (number, index), part in zip(work, scored, strict=True):
                 result = part if result is None else _added(result, part)
@@ -350,23 +345,9 @@ class _Pass:
             segmented = self._segment(self._read(*place))
             yield from self._pictures.make(segmented.read, segmented.predictions, self._plan)
 
-    def _score(self, segmented: SegmentedFrame, helpers: ThreadPoolExecutor) -> BlockResult:
-        """Score one frame in all scenarios, as a block of one frame; each mask in one of the helpers."""
+    def _score(self, segmented: SegmentedFrame) -> BlockResult:
+        """Score one frame in all scenarios, as a block of one frame."""
         read = segmented.read
-        clean_key = read.keys[self._clean] if self._clean is not None else None
-        scores = [
-            {
-                key: helpers.submit(self._score_of, read, prediction, seconds, clean)
-                for key, (prediction, seconds) in predictions.items()
-            }
-            for predictions in segmented.predictions
-            for clean in [predictions[clean_key][0].labels if clean_key is not None else None]
-        ]
-        pictures = (
-            helpers.submit(self._pictures.make, read, segmented.predictions, self._plan)
-            if self._pictures
-            else None
-        )
         plan, block = self._plan, self._plan.blocks[read.block]
         counts = Counts.zeros(len(self._predictors), len(plan.scenarios), self._classes)
         frames = np.zeros((len(self._predictors), len(plan.scenarios), 1), FRAME_SCORE)
@@ -379,11 +360,16 @@ class _Pass:
             frames[name] = block.decisions[name][None, :, read.place, None]
         before = self._before if self._follows(segmented) else None
         for model, predictions in enumerate(segmented.predictions):
+            scores: dict[InputKey, _Score] = {}
             changes: dict[tuple[InputKey, InputKey], npt.NDArray[np.int64]] = {}
+            clean_key = read.keys[self._clean] if self._clean is not None else None
+            clean = predictions[clean_key][0].labels if clean_key is not None else None
             for number, key in enumerate(read.keys):
                 if key is None:
                     continue
-                scores[model][key].result().add_to(counts, frames, model, number)
+                if key not in scores:
+                    scores[key] = self._score_of(read, *predictions[key], clean)
+                scores[key].add_to(counts, frames, model, number)
                 if before is None or before.read.smoothed is None or read.smoothed is None:
                     continue
                 if (key_before := before.read.keys[number]) is not None:
@@ -397,8 +383,9 @@ class _Pass:
                         )
                     counts.flicker[model, number, 0] += changes[pair]
                     frames["flicker"][model, number] = metrics.share(changes[pair])
+        pictures = self._pictures.make(read, segmented.predictions, self._plan) if self._pictures else ()
         self._before = segmented
-        return BlockResult(counts, frames, pictures.result() if pictures else (), int(read.recorded is None))
+        return BlockResult(counts, frames, pictures, int(read.recorded is None))
 
     def _score_of(
         self, read: ReadFrame, prediction: Prediction, seconds: float, clean: npt.NDArray[np.uint8] | None
@@ -409,7 +396,7 @@ class _Pass:
         agreement = np.zeros(2, np.int64)
         if clean is not None:
             agreement[:] = labels.size, np.count_nonzero(labels == clean)
-        confidences = np.array([confidence.size, cv2.sumElems(confidence)[0]])
+        confidences = np.array([confidence.size, float(confidence.sum(dtype=np.float64))])
         score = _Score(prediction.used, seconds, None, None, None, agreement, confidences)
         if truth is None or read.truth_boundary is None:
             return score
@@ -503,9 +490,9 @@ def _ahead(
 
 
 @contextmanager
-def _threads(threads: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are not waited for longer than the items in hand take, whatever happens."""
-    pool = ThreadPoolExecutor(threads)
+def _thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread that is not waited for longer than the item in hand takes, whatever happens."""
+    pool = ThreadPoolExecutor(1)
     try:
         yield pool
     finally:
