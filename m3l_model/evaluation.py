@@ -2,16 +2,17 @@
 """Evaluate models on the frames of bags under many scenarios at once, through the node's own pairing and Predictor.
 
 Frame by frame: each is read once and segmented once for each distinct input that a scenario makes of it; a reader
-works ahead of the models, and the masks are scored behind them. Blocks of frames are kept as soon as they are done,
-so that an evaluation that was interrupted goes on where it stopped.
+works ahead of models on a GPU, and the masks are scored behind them. Blocks of frames are kept as soon as they are
+done, so that an evaluation that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
@@ -233,10 +234,10 @@ class SegmentedFrame(NamedTuple):
 
 
 class _Pass:
-    """Reads, segments and scores the frames of a plan, each stage in a thread of its own.
+    """Reads, segments and scores the frames of a plan.
 
-    Models on a GPU work meanwhile. Models on the CPU take turns with reading and scoring, which then run side by side:
-    a model's threads wait at each operator for the last of them, and whatever delays one holds up all.
+    Beside models on a GPU each stage works in a thread of its own. Models on the CPU take turns with the others, in one
+    thread: theirs wait at each operator for the last of them, and whatever runs beside one holds up all.
     """
 
     def __init__(
@@ -263,18 +264,14 @@ class _Pass:
         work = [
             (number, index) for number in blocks for index in range(len(self._plan.blocks[number].positions))
         ]
-        reading: deque[Future[ReadFrame]] = deque()
-        scoring: deque[Future[BlockResult]] = deque()
-
-        def segment(read: ReadFrame) -> SegmentedFrame:
-            if self._take_turns:
-                wait(reading)
-                wait(scoring)
-            return self._segment(read)
-
         with _thread() as reader, _thread() as scorer:
-            read = _ahead(reader, lambda place: self._read(*place), work, reading)
-            scored = _ahead(scorer, self._score, map(segment, read), scoring)
+            if self._take_turns:
+                scored: Iterator[BlockResult] = map(
+                    self._score, map(self._segment, itertools.starmap(self._read, work))
+                )
+            else:
+                read = _ahead(reader, lambda place: self._read(*place), work)
+                scored = _ahead(scorer, self._score, map(self._segment, read))
             result: BlockResult | None = None
             for (number, index), part in zip(work, scored, strict=True):
                 result = part if result is None else _added(result, part)
@@ -477,10 +474,9 @@ _IN_FLIGHT = 2
 """Frames that a stage may be ahead of the one that takes them."""
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], pending: deque[Future[U]]
-) -> Iterator[U]:
-    """Do as ``map`` does, but in a thread that works ahead by a few items, which are pending meanwhile."""
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Do as ``map`` does, but in a thread that works ahead by a few items."""
+    pending: deque[Future[U]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > _IN_FLIGHT:
