@@ -159,7 +159,8 @@ class RgbdBagDataset(Dataset[Any]):
             ids = self._label_set.decode(frame.labels, f"{index.path} at {frame.stamp_ns}")
         else:
             return None
-        return np.where(ids == self._label_set.ignore_id, np.uint8(IGNORE_ID), ids)
+        ignored = self._label_set.ignore_id
+        return ids if ignored == IGNORE_ID else np.where(ids == ignored, np.uint8(IGNORE_ID), ids)
 
 
 @lru_cache(maxsize=4)

@@ -2,12 +2,13 @@
 """Evaluate models on the frames of bags under many scenarios at once, through the node's own pairing and Predictor.
 
 Frame by frame: each is read once and segmented once for each distinct input that a scenario makes of it; a reader
-works ahead of the models, and the masks are scored behind them. Blocks of frames are kept as soon as they are done,
-so that an evaluation that was interrupted goes on where it stopped.
+works ahead of models on a GPU, and the masks are scored behind them. Blocks of frames are kept as soon as they are
+done, so that an evaluation that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from m3l_model.errors import M3LError
 from m3l_model.evaluation_pictures import Picture, PictureMaker
 from m3l_model.evaluation_plan import Block, EvaluationPlan
 from m3l_model.evaluation_store import EvaluationStore, MemoryStore
-from m3l_model.labels import IGNORE_ID, LabelSet
+from m3l_model.labels import LabelSet
 from m3l_model.offline import FrameSource, Recorded, can_be_segmented
 from m3l_model.predictor import PendingPrediction, Prediction, Predictor
 from m3l_model.scenarios import CLEAN, Seen
@@ -233,7 +234,11 @@ class SegmentedFrame(NamedTuple):
 
 
 class _Pass:
-    """Reads, segments and scores the frames of a plan, each stage in a thread of its own."""
+    """Reads, segments and scores the frames of a plan.
+
+    Beside models on a GPU each stage works in a thread of its own. Models on the CPU take turns with the others, in one
+    thread: theirs wait at each operator for the last of them, and whatever runs beside one holds up all.
+    """
 
     def __init__(
         self,
@@ -246,6 +251,7 @@ class _Pass:
         self._predictors = list(predictors.values())
         self._classes = classes
         self._pictures = pictures
+        self._take_turns = any(p.device.type == "cpu" for p in self._predictors)
         names = [scenario.name for scenario in plan.scenarios]
         self._clean = names.index(CLEAN.name) if CLEAN.name in names else None
         self._sources = [FrameSource(plan.dataset, bag) for bag in range(len(plan.dataset.bags))]
@@ -259,8 +265,13 @@ class _Pass:
             (number, index) for number in blocks for index in range(len(self._plan.blocks[number].positions))
         ]
         with _thread() as reader, _thread() as scorer:
-            read = _ahead(reader, lambda place: self._read(*place), work)
-            scored = _ahead(scorer, self._score, map(self._segment, read))
+            if self._take_turns:
+                scored: Iterator[BlockResult] = map(
+                    self._score, map(self._segment, itertools.starmap(self._read, work))
+                )
+            else:
+                read = _ahead(reader, lambda place: self._read(*place), work)
+                scored = _ahead(scorer, self._score, map(self._segment, read))
             result: BlockResult | None = None
             for (number, index), part in zip(work, scored, strict=True):
                 result = part if result is None else _added(result, part)
@@ -386,7 +397,7 @@ class _Pass:
         score = _Score(prediction.used, seconds, None, None, None, agreement, confidences)
         if truth is None or read.truth_boundary is None:
             return score
-        known = np.where(truth >= self._classes, np.uint8(IGNORE_ID), labels)
+        known = metrics.ignored_where(truth >= self._classes, labels)
         return score._replace(
             confusion=metrics.confusion(truth, labels, self._classes),
             calibration=metrics.calibration(truth, labels, confidence, self._classes),

@@ -177,13 +177,18 @@ def _ids(labels: npt.NDArray[np.uint8]) -> bytes:
 
 def _rgb(rgb: Rgb) -> bytes:
     height, width = _size(rgb.shape)
+    half = (rgb.shape[1] // 2, rgb.shape[0] // 2)
+    if half[0] >= width:  # halves first: several times as fast
+        rgb = np.asarray(cv2.resize(rgb, half, interpolation=cv2.INTER_AREA), np.uint8)
     small = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
     return _encode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _JPEG)
 
 
 def _depth(depth: Depth) -> bytes:
     """Depth from near (warm) to far (cold); black where there is no reading."""
-    metres = resize_nearest(to_metres(depth), _size(depth.shape))
+    height, width = _size(depth.shape)
+    small: Any = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    metres = to_metres(small)
     nearness = 255 - np.clip(metres * (255 / FARTHEST), 0, 255).astype(np.uint8)
     shown = cv2.applyColorMap(nearness, cv2.COLORMAP_TURBO)
     shown[metres == 0] = 0

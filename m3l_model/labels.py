@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import yaml
@@ -145,30 +146,32 @@ class LabelSet:
         Raises:
             LabelError: ids outside the set, listed with their pixel counts.
         """
-        unknown = self.count_unknown(ids)
-        if unknown:
+        if cv2.LUT(ids, self._unknown).any():
+            unknown = self.count_unknown(ids)
             listed = ", ".join(f"{value} ({count} pixels)" for value, count in unknown.items())
             raise LabelError(
                 f"{source}: ids outside label set {self.name!r}: {listed}; choose the set these labels were made "
                 "with, or add the ids to its YAML"
             )
-        return self._meaning[ids]
+        return np.asarray(cv2.LUT(ids, self._meaning), np.uint8)
 
     def count_unknown(self, ids: npt.NDArray[np.uint8]) -> dict[int, int]:
         """Count the pixels of every id in a label image, (H, W) uint8, that is outside the set."""
         counts = np.bincount(ids.ravel(), minlength=256)
-        return {int(value): int(counts[value]) for value in np.flatnonzero((counts > 0) & ~self._known)}
+        return {
+            int(value): int(counts[value]) for value in np.flatnonzero((counts > 0) & (self._unknown > 0))
+        }
 
     def colorize(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Paint (H, W) uint8 class ids: (H, W, 3) uint8 RGB; black where there is no class."""
         return self._palette[labels]
 
     @cached_property
-    def _known(self) -> npt.NDArray[np.bool_]:
-        known = np.zeros(256, bool)
-        known[list(range(len(self.classes)) if self.id_map is None else self.id_map)] = True
-        known[self.ignore_id] = True
-        return known
+    def _unknown(self) -> npt.NDArray[np.uint8]:
+        unknown = np.ones(256, np.uint8)
+        unknown[list(range(len(self.classes)) if self.id_map is None else self.id_map)] = 0
+        unknown[self.ignore_id] = 0
+        return unknown
 
     @cached_property
     def _meaning(self) -> npt.NDArray[np.uint8]:

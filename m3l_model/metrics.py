@@ -41,7 +41,11 @@ def confusion(truth: Labels, prediction: Labels, num_classes: int) -> npt.NDArra
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
-    return _joint_counts(truth, prediction, num_classes, num_classes)
+    pairs = truth.astype(np.uint16)
+    pairs *= np.uint16(num_classes)
+    pairs += prediction
+    unknown = (truth >= num_classes) | (prediction >= num_classes)
+    return _histogram(pairs, unknown, num_classes * num_classes).reshape(num_classes, num_classes)
 
 
 def iou(confusion: Counts) -> Figures:
@@ -78,10 +82,10 @@ def calibration(
         confidence: (H, W), 0 to 1.
         num_classes: C.
     """
-    levels = cv2.convertScaleAbs(confidence, alpha=CONFIDENCE_LEVELS - 1)
-    right = (truth == prediction).view(np.uint8)
-    right[truth >= num_classes] = 2
-    return _joint_counts(np.asarray(levels, np.uint8), right, CONFIDENCE_LEVELS, 2)
+    pairs = cv2.convertScaleAbs(confidence, alpha=CONFIDENCE_LEVELS - 1).astype(np.uint16)
+    pairs += (truth == prediction) * np.uint16(CONFIDENCE_LEVELS)
+    counts = _histogram(pairs, truth >= num_classes, 2 * CONFIDENCE_LEVELS)
+    return counts.reshape(2, CONFIDENCE_LEVELS).T
 
 
 def expected_calibration_error(calibration: Counts) -> Figures:
@@ -106,34 +110,45 @@ class Boundary:
 
     def __init__(self, labels: Labels, num_classes: int) -> None:
         self._num_classes = num_classes
-        unknown = labels >= num_classes
-        highest = cv2.dilate(np.where(unknown, np.uint8(0), labels), _NEIGHBOURS)
-        lowest = cv2.erode(np.where(unknown, np.uint8(IGNORE_ID), labels), _NEIGHBOURS)
-        edge = ((highest > labels) | (lowest < labels)) & ~unknown
-        self._pixels = np.flatnonzero(edge)
-        self.ids = labels.ravel()[self._pixels]
-        reach = max(1, round(BOUNDARY_TOLERANCE * float(np.hypot(*labels.shape))))
-        self._near = [
-            _spread(self._bits(first, labels.shape), reach) for first in range(0, num_classes, _WORD)
-        ]
+        self._reach = max(1, round(BOUNDARY_TOLERANCE * float(np.hypot(*labels.shape))))
+        _, known = cv2.threshold(labels, num_classes - 1, 0, cv2.THRESH_TOZERO_INV)
+        highest, lowest = cv2.dilate(known, _NEIGHBOURS), cv2.erode(labels, _NEIGHBOURS)
+        height, width = labels.shape
+        self._rows, self._row = height, width + 2 * self._reach
+        edge_ids = np.full((height, self._row), IGNORE_ID, np.uint8)
+        edge_ids[:, :width] = ignored_where(highest == lowest, labels)
+        self._pixels = np.flatnonzero(edge_ids < num_classes)
+        self.ids = edge_ids.ravel()[self._pixels]
+        self._near = [self._spread(number) for number in range(-(-num_classes // _WORD))]
 
     def counts(self, other: Boundary) -> npt.NDArray[np.int64]:
         """Count, per class, this one's boundary pixels and those of them near ``other``'s of that class: (C, 2)."""
         near = np.zeros(len(self.ids), bool)
         for number, bits in enumerate(other._near):
-            ours = self.ids // _WORD == number
+            ours = self._of_word(number)
             bit = (self.ids[ours] % _WORD).astype(bits.dtype)
-            near[ours] = bits.ravel()[self._pixels[ours]] >> bit & 1
+            near[ours] = bits[self._pixels[ours]] >> bit & 1
         found = [np.bincount(ids, minlength=self._num_classes) for ids in (self.ids, self.ids[near])]
         return np.stack(found, -1)
 
-    def _bits(self, first: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """An image with a bit for each of the next classes that has a boundary there."""
+    def _spread(self, number: int) -> npt.NDArray[Any]:
+        """Give each pixel a bit for each of a word's classes that has a boundary within reach.
+
+        Returns:
+            By place in rows as long as the image's and twice the reach, so that no window goes on in the next row.
+        """
         word = np.uint16 if self._num_classes <= 16 else np.uint64
-        bits = np.zeros(shape, word)
-        ours = self.ids // _WORD == first // _WORD
-        bits.ravel()[self._pixels[ours]] = word(1) << (self.ids[ours] % _WORD).astype(word)
+        bits = np.zeros((self._rows + 2 * self._reach) * self._row, word)
+        ours = self._of_word(number)
+        middle = self._reach * self._row + self._reach
+        bits[self._pixels[ours] + middle] = np.left_shift(word(1), (self.ids[ours] % _WORD).astype(word))
+        for step in (1, self._row):
+            _merge_following(bits, 2 * self._reach + 1, step)
         return bits
+
+    def _of_word(self, number: int) -> slice | npt.NDArray[np.bool_]:
+        """Which boundary pixels are of a word's classes."""
+        return slice(None) if self._num_classes <= _WORD else self.ids // _WORD == number
 
 
 def boundary_hits(truth: Boundary, prediction: Labels) -> npt.NDArray[np.int64]:
@@ -155,6 +170,11 @@ def boundary_f(hits: Counts) -> Figures:
     recall = np.where(true > 0, recall, 0.0)
     f = np.where(precision + recall > 0, _ratio(2 * precision * recall, precision + recall), 0.0)
     return _mean_of_known(np.where(true + drawn > 0, f, np.nan))
+
+
+def ignored_where(unknown: npt.NDArray[np.bool_], labels: Labels) -> Labels:
+    """Give labels with ``IGNORE_ID`` where they are unknown; several times as fast as ``numpy.where``."""
+    return labels | -unknown.view(np.uint8)  # minus one is 255, every bit
 
 
 def smoothed(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -185,42 +205,31 @@ def share(counts: Counts) -> Figures:
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _WORD = 64
 """Classes whose boundaries fit into the bits of one pixel."""
+_COUNTERS = 4
 
 
-def _spread(bits: npt.NDArray[Any], reach: int) -> npt.NDArray[Any]:
-    """Give each pixel the bits of all pixels at most ``reach`` rows and columns away."""
-    for axis in (0, 1):
-        covered = 0
-        ahead = behind = bits
-        while covered < reach:  # each step at most doubles what is covered
-            step = min(covered + 1, reach - covered)
-            ahead, behind = _or_shifted(ahead, step, axis), _or_shifted(behind, -step, axis)
-            covered += step
-        bits = ahead | behind
-    return bits
+def _merge_following(bits: npt.NDArray[Any], count: int, step: int) -> None:
+    """Give each word, in place, the bits of the ``count`` words that begin with it and lie ``step`` apart."""
+    covered = 1
+    while covered < count:  # each turn at most doubles what is covered
+        more = min(covered, count - covered) * step
+        np.bitwise_or(bits[:-more], bits[more:], out=bits[:-more])
+        covered += more // step
 
 
-def _or_shifted(bits: npt.NDArray[Any], by: int, axis: int) -> npt.NDArray[Any]:
-    source, target = [slice(None), slice(None)], [slice(None), slice(None)]
-    source[axis], target[axis] = (
-        slice(max(by, 0), min(by, 0) or None),
-        slice(max(-by, 0), min(-by, 0) or None),
-    )
-    merged = bits.copy()
-    merged[tuple(target)] |= bits[tuple(source)]
-    return merged
+def _histogram(
+    values: npt.NDArray[np.uint16], left_out: npt.NDArray[np.bool_], size: int
+) -> npt.NDArray[np.int64]:
+    """Count each value below ``size``, (size,) of (H, W), which is overwritten; exact up to 16 million pixels an image.
 
-
-def _joint_counts(first: Labels, second: Labels, most: int, most_of_second: int) -> npt.NDArray[np.int64]:
-    """Count the pairs of ids below both limits; floats hold them exactly up to 16 million pixels an image."""
-    counts = cv2.calcHist(
-        [np.ascontiguousarray(first), np.ascontiguousarray(second)],
-        [0, 1],
-        None,
-        [most, most_of_second],
-        [0, most, 0, most_of_second],
-    )
-    return counts.astype(np.int64)
+    Columns next to one another have counters of their own: neighbours tend to be alike, and a processor that adds to
+    one number again and again has to wait for itself.
+    """
+    columns = min(_COUNTERS, (1 << 16) // (size + 1))
+    values += np.arange(values.shape[1], dtype=np.uint16) % np.uint16(columns) * np.uint16(size)
+    values |= -left_out.astype(np.uint16)  # beyond all counters
+    counts = cv2.calcHist([values], [0], None, [columns * size], [0, columns * size])
+    return np.asarray(counts.astype(np.int64).reshape(columns, size).sum(0))
 
 
 def _ratio(part: Counts, whole: Counts) -> Figures:
