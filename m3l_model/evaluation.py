@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from m3l_model import metrics
 from m3l_model.errors import M3LError
@@ -357,6 +358,8 @@ class _Pass:
             frames[name] = block.decisions[name][None, :, read.place, None]
         before = self._before if self._follows(segmented) else None
         for model, predictions in enumerate(segmented.predictions):
+            device = self._predictors[model].device
+            gpu = None if device.type == "cpu" else device
             scores: dict[InputKey, _Score] = {}
             changes: dict[tuple[InputKey, InputKey], npt.NDArray[np.int64]] = {}
             clean_key = read.keys[self._clean] if self._clean is not None else None
@@ -365,7 +368,7 @@ class _Pass:
                 if key is None:
                     continue
                 if key not in scores:
-                    scores[key] = self._score_of(read, *predictions[key], clean)
+                    scores[key] = self._score_of(read, *predictions[key], clean, gpu)
                 scores[key].add_to(counts, frames, model, number)
                 if before is None or before.read.smoothed is None or read.smoothed is None:
                     continue
@@ -385,7 +388,12 @@ class _Pass:
         return BlockResult(counts, frames, pictures, int(read.recorded is None))
 
     def _score_of(
-        self, read: ReadFrame, prediction: Prediction, seconds: float, clean: npt.NDArray[np.uint8] | None
+        self,
+        read: ReadFrame,
+        prediction: Prediction,
+        seconds: float,
+        clean: npt.NDArray[np.uint8] | None,
+        gpu: torch.device | None,
     ) -> _Score:
         labels, confidence = prediction.labels, prediction.confidence
         assert confidence is not None
@@ -399,7 +407,7 @@ class _Pass:
             return score
         known = metrics.ignored_where(truth >= self._classes, labels)
         return score._replace(
-            confusion=metrics.confusion(truth, labels, self._classes),
+            confusion=metrics.confusion(truth, labels, self._classes, gpu),
             calibration=metrics.calibration(truth, labels, confidence, self._classes),
             boundary=metrics.boundary_hits(read.truth_boundary, known),
         )

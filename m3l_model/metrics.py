@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from m3l_model.labels import IGNORE_ID
 
@@ -28,19 +29,27 @@ STILL_LEVELS = 6
 """Change in grey levels up to which a pixel of a smoothed image counts as unchanged."""
 
 
-def confusion(truth: Labels, prediction: Labels, num_classes: int) -> npt.NDArray[np.int64]:
+def confusion(
+    truth: Labels, prediction: Labels, num_classes: int, device: torch.device | None = None
+) -> npt.NDArray[np.int64]:
     """Count the pixels of each (true, predicted) class: (C, C), a row per true class.
 
     Args:
         truth: (H, W) class ids; other ids are not counted.
         prediction: (H, W) class ids.
         num_classes: C.
+        device: torch counts there; None: OpenCV here, which is several times as fast on a CPU.
 
     Raises:
         ValueError: the shapes differ.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
+    if device is not None:
+        true, predicted = (torch.from_numpy(ids).to(device, torch.int64) for ids in (truth, prediction))
+        known = (true < num_classes) & (predicted < num_classes)
+        counted = torch.bincount((true * num_classes + predicted)[known], minlength=num_classes**2)
+        return np.asarray(counted.reshape(num_classes, num_classes).cpu().numpy())
     pairs = truth.astype(np.uint16)
     pairs *= np.uint16(num_classes)
     pairs += prediction

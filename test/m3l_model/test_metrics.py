@@ -42,6 +42,12 @@ def test_counts_add_up_over_frames(truth: np.ndarray, prediction: np.ndarray) ->
     np.testing.assert_array_equal(rows, metrics.confusion(truth, prediction, 4))
 
 
+@given(truth=npst.arrays(np.uint8, (6, 5)), prediction=npst.arrays(np.uint8, (6, 5)))
+def test_a_device_counts_the_same(truth: np.ndarray, prediction: np.ndarray) -> None:
+    found = metrics.confusion(truth, prediction, 13, torch.device("cpu"))
+    np.testing.assert_array_equal(found, metrics.confusion(truth, prediction, 13))
+
+
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), num_classes=st.sampled_from([2, 13, 40]))
 def test_torchmetrics_agrees(seed: int, num_classes: int) -> None:
