@@ -99,31 +99,17 @@ class ImageParser:
 
     def __init__(self, msgtype: str) -> None:
         self._msgtype = msgtype
-        self._size = 0
-        self._encapsulation = self._between = b""
-        self._fields: _RawFields | None = None
+        self._known: _KnownImage | None = None
 
     def parse(self, data: bytes | memoryview) -> Image | CompressedImage:
         """Parse a message; see ``parse_image``."""
-        fields = self._fields
-        if (
-            fields is not None
-            and len(data) == self._size
-            and data[:_HEADER_BYTES] == self._encapsulation
-            and data[_STAMP_END : fields.pixels_at] == self._between
-        ):
-            return fields.image(stamp_ns(data), data)
+        known = self._known
+        if known is not None and known.differs_in_stamp_and_pixels_only(data):
+            return known.fields.image(stamp_ns(data), data)
         image = parse_image(self._msgtype, data)
         if isinstance(image, Image):
-            self._remember(data)
+            self._known = _KnownImage.of(data)
         return image
-
-    def _remember(self, data: bytes | memoryview) -> None:
-        word = _WORD[_byte_order(data)].unpack_from
-        self._fields = _raw_fields(data, word, *_text(data, word, _STAMP_END))
-        self._size = len(data)
-        self._encapsulation = bytes(data[:_HEADER_BYTES])
-        self._between = bytes(data[_STAMP_END : self._fields.pixels_at])
 
 
 class _RawFields(NamedTuple):
@@ -140,6 +126,28 @@ class _RawFields(NamedTuple):
         """The message with these fields whose bytes are ``data``."""
         pixels = np.frombuffer(data, np.uint8, self.pixel_bytes, self.pixels_at)
         return Image(Header(stamp, self.frame_id), *self.form, pixels)
+
+
+class _KnownImage(NamedTuple):
+    """A raw image whose fields are known, and the bytes that they were parsed from."""
+
+    fields: _RawFields
+    size: int
+    encapsulation: bytes
+    between: bytes
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> _KnownImage:
+        word = _WORD[_byte_order(data)].unpack_from
+        fields = _raw_fields(data, word, *_text(data, word, _STAMP_END))
+        return cls(fields, len(data), bytes(data[:_HEADER_BYTES]), bytes(data[_STAMP_END : fields.pixels_at]))
+
+    def differs_in_stamp_and_pixels_only(self, data: bytes | memoryview) -> bool:
+        return (
+            len(data) == self.size
+            and data[:_HEADER_BYTES] == self.encapsulation
+            and data[_STAMP_END : self.fields.pixels_at] == self.between
+        )
 
 
 def _raw_fields(data: bytes | memoryview, word: _Unpack, frame_id: str, at: int) -> _RawFields:
