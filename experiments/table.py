@@ -49,11 +49,11 @@ def main() -> int:
 
 
 def _chosen(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """For each row its runs by draw, with the learning rate that was best on validation in draw 1."""
+    """For each row its runs by draw, with the configuration that was best on validation in draw 1."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for run in sorted(runs, key=lambda run: (run["draw"], run["validation"]["final"]["robust"])):
         of_row = rows.setdefault(run["row"], {})
-        if run["draw"] == 1 or 1 not in of_row or run["learning_rate"] == of_row[1]["learning_rate"]:
+        if run["draw"] == 1 or 1 not in of_row or run["config"] == of_row[1]["config"]:
             of_row[run["draw"]] = run
     return rows
 
