@@ -29,7 +29,7 @@ share_cores(os.environ)
 import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 from nyuv2_data import LABELS, NyuBags  # noqa: E402
-from rows import (
+from rows import (  # noqa: E402
     KEEPS_ITS_RATE,
     LEARNING_RATES,
     LEARNS_MASK_TOKEN,
@@ -38,7 +38,7 @@ from rows import (
     ROWS,
     config_of,
     digest,
-)  # noqa: E402
+)
 from scoring import fills, score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 

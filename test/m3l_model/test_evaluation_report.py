@@ -73,6 +73,13 @@ def test_names_are_escaped(report: tuple[Path, Summary]) -> None:
     assert "<b>other</b>" not in report[0].read_text()
 
 
+def test_with_few_blocks_no_intervals_are_spoken_of(report: tuple[Path, Summary]) -> None:
+    text = report[0].read_text()
+    assert "No confidence intervals: they need" in text
+    assert "Depth comes and goes in bursts." in text
+    assert "resamples" not in text
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
     """A headless Chromium."""
