@@ -146,6 +146,16 @@ def _run_live(args: argparse.Namespace) -> int:
     from m3l_model.predictor import Predictor
     from m3l_model.scenarios import RGB_MISSING, chosen_scenarios
 
+    unused = {
+        "--labels": args.labels,
+        "--out": args.out,
+        "--every": args.every > 1,
+        "--frames": args.frames,
+        "--fail-under": args.fail_under,
+    }
+    given = [option for option, value in unused.items() if value]
+    if given:
+        raise M3LError(f"--live plays whole bags and evaluates nothing; leave {', '.join(given)} out")
     check_live = _live_check()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the node is ended too
     scenarios = [

@@ -92,3 +92,11 @@ def test_what_is_no_rate_is_refused(inputs: list[str], capsys: pytest.CaptureFix
         main(["eval", *inputs, f"--live={rate}"])
     assert raised.value.code == 2
     assert "--live" in capsys.readouterr().err
+
+
+def test_options_of_an_evaluation_are_refused(inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["eval", *inputs, "--live", "--frames", "2", "--out", "report", "--fail-under", "robust=0.4"])
+        == 2
+    )
+    assert "leave --out, --frames, --fail-under out" in capsys.readouterr().err
