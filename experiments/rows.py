@@ -26,7 +26,6 @@ HARNESS: Fields = {
 """The same for all rows but ``m3l_paper``: initialisation, preprocessing, weak augmentation, optimiser, schedule."""
 
 NYUV2: Fields = {"short_side": 120, "steps": 1500, "depth_range": (0.0, 10.0)}
-NYUV2_TUNING: Fields = {**NYUV2, "steps": 500}
 SYNTHETIC: Fields = {"short_side": 96, "steps": 500, "depth_range": (0.0, 6.0)}
 
 _ALONE: Fields = {"labelled_batch": 8, "strong_augmentation": False}
@@ -46,7 +45,6 @@ ROWS: dict[str, tuple[str, Fields]] = {
 """Row by row the recipe of config/train and the fields that are replaced."""
 
 LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
-KEEPS_ITS_RATE = frozenset({"m3l_paper"})
 LEARNS_MASK_TOKEN = frozenset({"supervised_dropout", "mean_teacher_dropout", "m3l_tuned", "m3l_paper", "m3l"})
 
 
@@ -54,12 +52,12 @@ def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
     """Give a row's recipe.
 
     Args:
-        setting: ``NYUV2``, ``NYUV2_TUNING`` or ``SYNTHETIC``.
+        setting: ``NYUV2`` or ``SYNTHETIC``.
         row: of ``ROWS``; that of the paper keeps what is the reference's but for the sizes.
-        learning_rate: of the rows not in ``KEEPS_ITS_RATE``.
+        learning_rate: of the other rows.
     """
     name, fields = ROWS[row]
-    if row in KEEPS_ITS_RATE:
+    if row == "m3l_paper":
         sizes = {key: HARNESS[key] for key in ("backbone", "labelled_batch", "unlabelled_batch")}
         return load_config(name, **sizes, **setting, crop_pixels=setting["short_side"])
     schedule = (

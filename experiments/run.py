@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run what is missing of the NYUv2 table (docs/experiments.md): one JSON for each recipe, draw and configuration.
 
-    python experiments/run.py --data ../shared/data --work runs/nyu --rows m3l_tuned m3l --tune
-    python experiments/run.py --data ../shared/data --work runs/nyu --rows m3l_tuned m3l
+    python experiments/run.py --data ../shared/data --work runs/nyu --rows m3l_tuned m3l --draws 1 2 3
 
 It may be stopped and started again at any moment; `experiments/table.py` makes the table of what there is.
 """
@@ -29,16 +28,7 @@ share_cores(os.environ)
 import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 from nyuv2_data import LABELS, NyuBags  # noqa: E402
-from rows import (  # noqa: E402
-    KEEPS_ITS_RATE,
-    LEARNING_RATES,
-    LEARNS_MASK_TOKEN,
-    NYUV2,
-    NYUV2_TUNING,
-    ROWS,
-    config_of,
-    digest,
-)
+from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, NYUV2, ROWS, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -50,7 +40,6 @@ from m3l_model.training import BEST_FILE, Intervals, Machine, learn, new_network
 from m3l_model.training_frames import TrainingFrames  # noqa: E402
 
 RESULTS = REPOSITORY / "experiments" / "results" / "nyuv2"
-TUNING = RESULTS / "tuning"
 
 
 def main() -> int:
@@ -62,55 +51,49 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs; 5 GB")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--draws", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument("--tune", action="store_true", help="short runs of draw 1 that choose learning rates")
-    part.add_argument("--test", action="store_true", help="score finished runs on the test frames, once each")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
+    parser.add_argument(
+        "--test", action="store_true", help="score finished runs on the test frames, once each"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     bags = NyuBags(args.data, args.work)
     machine = Machine(args.device, workers=args.workers)
-    rows = [row for row in args.rows if not (args.tune and row in KEEPS_ITS_RATE)]
-    for draw in [1] if args.tune else args.draws:
-        for row in rows:
-            if args.tune:
-                todo = [(TUNING, config_of(NYUV2_TUNING, row, rate)) for rate in LEARNING_RATES]
-            else:
-                todo = [(RESULTS, config_of(NYUV2, row, best_rate(row)))]
-            for folder, config in todo:
-                if not run_one(bags, args.work, machine, row, draw, config, folder, args.test):
+    for draw in args.draws:
+        for row in args.rows:
+            for rate in args.rates if draw == 1 else [best_rate(row, args.rates)]:
+                if row == "m3l_paper" and rate != args.rates[0]:
+                    continue
+                if not run_one(bags, args.work, machine, row, draw, rate, args.test):
                     return 0
     return 0
 
 
-def best_rate(row: str) -> float:
-    """Give the learning rate that was best on validation in the short runs.
+def result_path(row: str, draw: int, config: TrainConfig) -> Path:
+    """Give where a run's JSON lies."""
+    return RESULTS / f"{row}-{draw}-{digest(config)}.json"
 
-    Exits where they have not all been done.
-    """
-    if row in KEEPS_ITS_RATE:
-        return 0.0
-    found = {}
-    for rate in LEARNING_RATES:
-        path = TUNING / f"{row}-1-{digest(config_of(NYUV2_TUNING, row, rate))}.json"
-        if not path.is_file():
-            sys.exit(f"{row}: learning rate {rate:g} has not been tried: run with --tune first")
-        found[rate] = json.loads(path.read_text())["validation"]["final"]["robust"]
+
+def best_rate(row: str, rates: list[float]) -> float:
+    """Give the learning rate that was best on validation in the first draw."""
+    paths = {rate: result_path(row, 1, config_of(NYUV2, row, rate)) for rate in rates}
+    found = {
+        rate: json.loads(path.read_text())["validation"]["final"]["robust"]
+        for rate, path in paths.items()
+        if path.is_file()
+    }
+    if len(found) < len(rates):
+        sys.exit(f"{row}: draw 1 has to come first: {len(found)} of {len(rates)} learning rates are there")
     return max(found, key=lambda rate: found[rate])
 
 
 def run_one(
-    bags: NyuBags,
-    work: Path,
-    machine: Machine,
-    row: str,
-    draw: int,
-    config: TrainConfig,
-    folder: Path,
-    test: bool,
+    bags: NyuBags, work: Path, machine: Machine, row: str, draw: int, rate: float, test: bool
 ) -> bool:
     """Do one run and score it, unless that has been done; False where a signal ended it."""
-    path = folder / f"{row}-{draw}-{digest(config)}.json"
+    config = config_of(NYUV2, row, rate)
+    path = result_path(row, draw, config)
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     frames = bags.training_frames(draw)
     out = work / "runs" / path.stem
