@@ -20,8 +20,8 @@ HARNESS: Fields = {
     "warmup_steps": 50,
     "weight_decay": 0.01,
     "ema_decay": 0.99,
-    "crop": 2 / 3,
-    "scales": (0.75, 1.5),
+    "crop": 1.0,
+    "scales": (1.0, 1.25),
 }
 """The same for all rows but ``m3l_paper``: initialisation, preprocessing, weak augmentation, optimiser, schedule."""
 
