@@ -100,7 +100,8 @@ def segment(
 ) -> Labels:
     """Encode images of the network's size, (B, H, W, 3) uint8 and (B, H, W) metres, segment, label at ``size``."""
     inputs = preprocessing.encode(rgb_BHW3, metres_BHW)
-    logits_BhwC = network(inputs.rgb, inputs.depth[:, :1], missing, inputs.depth_valid)
+    depth = inputs.depth[:, : preprocessing.depth_channels]
+    logits_BhwC = network(inputs.rgb, depth, missing, inputs.depth_valid)
     return label(logits_BhwC, size, with_confidence)
 
 

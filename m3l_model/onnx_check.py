@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from m3l_model.errors import M3LError
@@ -14,7 +15,7 @@ from m3l_model.segmenter import LinearFusionSegmenter
 
 _ANY_SIZE = (240, 320)
 _LEAST_AGREEMENT = 0.99
-"""Random images are the hardest case, and a file that scales them itself may round a grey level otherwise."""
+"""Random colour is the hardest case, and a file that scales images itself may round a grey level otherwise."""
 
 
 class OnnxCheck(NamedTuple):
@@ -25,7 +26,7 @@ class OnnxCheck(NamedTuple):
 
 
 def check_onnx(path: Path, model: LinearFusionSegmenter, size: tuple[int, int] | None) -> OnnxCheck:
-    """Segment random images by both, whole and with either modality missing.
+    """Segment random colours before a random surface by both, whole and with either modality missing.
 
     Args:
         path: the file.
@@ -40,7 +41,8 @@ def check_onnx(path: Path, model: LinearFusionSegmenter, size: tuple[int, int] |
     height, width = size or _ANY_SIZE
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (height, width, 3), np.uint8)
-    depth = rng.integers(0, 9000, (height, width), np.uint16)
+    depth = cv2.resize(rng.uniform(800, 6000, (4, 5)), (width, height)).astype(np.uint16)
+    depth[: height // 4, : width // 4] = 0
     frames = [(rgb, depth), (rgb, None), (None, depth)]
     equal = [
         exported.predict(*frame, with_confidence=False).labels

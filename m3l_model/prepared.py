@@ -31,7 +31,7 @@ class PreparedSegmenter:
     - BatchNorm, the projections of the decoder and the weights of the mean of the branches become one matrix for each
       stage and modality, applied before the upsampling. ReLU lets the branches' (positive) weights through, so that
       the classifier runs once, on their sum.
-    - The three equal channels of a depth image are one, and its first convolution's weights their sum.
+    - Where the three channels of a depth image are equal they are one, and its first convolution's weights their sum.
     - A stage of one attention head has its output projection folded into its values.
     - On the CPU: products run as 1x1 convolutions (oneDNN), the GELU and the residual inside them; where a map is
       large, each modality goes by itself, in place, its MLP and the decoder in bands of rows that stay in the caches.
@@ -55,7 +55,7 @@ class PreparedSegmenter:
     def __call__(
         self,
         rgb_B3HW: Tensor,
-        depth_B1HW: Tensor,
+        depth_BcHW: Tensor,
         missing: Tensor,
         depth_valid: Tensor | None = None,
     ) -> Tensor:
@@ -63,7 +63,7 @@ class PreparedSegmenter:
 
         Args:
             rgb_B3HW: normalised, any float type.
-            depth_B1HW: encoded, one channel.
+            depth_BcHW: encoded; of a depth image with three equal channels one is enough.
             missing: (B, 2) bool, [rgb, depth]; on the CPU, where it is read, for a network on the CPU.
             depth_valid: (B, 1, H, W) bool, False in holes, for models trained with masked holes.
 
@@ -74,7 +74,7 @@ class PreparedSegmenter:
         absent = [False, False]
         if self.device.type == "cpu":
             absent = [bool(column.all()) for column in missing.unbind(1)]
-        images = [rgb_B3HW.to(self.dtype), depth_B1HW.to(self.dtype)]
+        images = [rgb_B3HW.to(self.dtype), depth_BcHW.to(self.dtype)]
         return self._decoder(self._encoder(images, masked, absent))
 
 
@@ -320,10 +320,7 @@ class _Encoder:
         stages = [stage for stage in encoder.stages if isinstance(stage, Stage)]
         self.first, *self.others = [_Stage(stage, dtype) for stage in stages]
         proj = stages[0].patch_embed.proj
-        self.embeds = [
-            self.first.embed,
-            _Conv.of(proj, dtype, weight=proj.weight.sum(1, keepdim=True)),
-        ]
+        self.embed_equal_channels = _Conv.of(proj, dtype, weight=proj.weight.sum(1, keepdim=True))
         self.mask_token = encoder.mask_token.detach().to(dtype)
         # The attention of tokens that are all the same is the same for every token, whatever the image's size.
         reduction = (
@@ -353,7 +350,8 @@ class _Encoder:
         return self.first.finish(torch.stack(embedded), self.first.blocks)
 
     def _embed(self, image_BCHW: Tensor, modality: int, masked_BN1: Tensor) -> Tensor:
-        y_BHWC = self.embeds[modality](image_BCHW.permute(0, 2, 3, 1))
+        embed = self.embed_equal_channels if image_BCHW.shape[1] == 1 else self.first.embed
+        y_BHWC = embed(image_BCHW.permute(0, 2, 3, 1))
         weight, bias = self.first.embed_norm.of(modality)
         tokens = functional.layer_norm(y_BHWC, y_BHWC.shape[-1:], weight, bias, self.first.embed_norm.eps)
         if masked_BN1.device.type == "cpu" and not masked_BN1.any():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from m3l_model.segmenter import MIN_SIZE
+from m3l_model.surface_normals import surface_normals
 
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
@@ -43,7 +44,9 @@ class Preprocessing:
         short_side: images are scaled, keeping their aspect, until their shorter side has this many pixels; None: not.
         depth_encoding: ``metric``: a fixed range of metres, so that a pixel's value never depends on another's;
             ``minmax``: the reference's, scaled by each image's own minimum and maximum, holes included.
-        depth_range: nearest and farthest depth of ``metric``, in metres; what lies beyond is clamped.
+            ``normals``: the metric depth, and the x and y components of ``surface_normals``, a channel each; needs a
+            ``short_side``, the scale they are taken at.
+        depth_range: nearest and farthest depth of ``metric`` and ``normals``, in metres; what lies beyond is clamped.
         mask_holes: patches without any valid depth get the mask token (only for models trained so).
 
     Raises:
@@ -59,8 +62,12 @@ class Preprocessing:
         object.__setattr__(self, "depth_range", tuple(self.depth_range))
         if self.short_side is not None and self.short_side < MIN_SIZE:
             raise ValueError(f"short_side is {self.short_side}; at least {MIN_SIZE} pixels are needed")
-        if self.depth_encoding not in ("metric", "minmax"):
-            raise ValueError(f"depth_encoding {self.depth_encoding!r} is unknown; choose metric or minmax")
+        if self.depth_encoding not in ("metric", "minmax", "normals"):
+            raise ValueError(
+                f"depth_encoding {self.depth_encoding!r} is unknown; choose metric, minmax or normals"
+            )
+        if self.depth_encoding == "normals" and self.short_side is None:
+            raise ValueError("depth_encoding normals needs a short_side, the scale that normals are taken at")
         near, far = self.depth_range
         if not 0 <= near < far:
             raise ValueError(f"depth_range {self.depth_range} must be two rising distances in metres")
@@ -76,6 +83,11 @@ class Preprocessing:
         scale = short / min(height, width)
         return max(MIN_SIZE, round(height * scale)), max(MIN_SIZE, round(width * scale))
 
+    @property
+    def depth_channels(self) -> int:
+        """How many of the depth input's three channels differ: all, or 1 where they are equal."""
+        return 3 if self.depth_encoding == "normals" else 1
+
     def encode(self, rgb_BHW3: Tensor, depth_m_BHW: Tensor) -> Inputs:
         """Normalise a batch on the device it is on.
 
@@ -86,12 +98,13 @@ class Preprocessing:
         mean, std = _colour_statistics(rgb_BHW3.device)
         rgb = ((rgb_BHW3.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         valid = (depth_m_BHW > 0)[:, None]
-        encoded = (
-            self._encode_minmax(depth_m_BHW)
-            if self.depth_encoding == "minmax"
-            else self._encode_metric(depth_m_BHW)
-        )
-        return Inputs(rgb, encoded[:, None].expand(-1, 3, -1, -1), valid if self.mask_holes else None)
+        encode = self._encode_minmax if self.depth_encoding == "minmax" else self._encode_metric
+        depth = encode(depth_m_BHW)[:, None]
+        if self.depth_encoding == "normals":
+            assert self.short_side is not None
+            normals = 2 * surface_normals(depth_m_BHW, self.short_side)
+            depth = torch.cat((depth, torch.where(valid, normals, 0.0)), 1)
+        return Inputs(rgb, depth.expand(-1, 3, -1, -1), valid if self.mask_holes else None)
 
     def _encode_metric(self, depth_m_BHW: Tensor) -> Tensor:
         """Map the range to -2..2, as wide as normalised colour; holes to 0, its middle."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start from MiT weights trained on ImageNet: SegFormer's own files, or Hugging Face's ``nvidia/mit-b0`` to ``b5``.
+"""Start from the weights of a model of ours, or of a MiT trained on ImageNet.
 
-Every key of the file is used or known to be of the classifier that is left out, and every encoder weight is found.
+Those are SegFormer's own files, or Hugging Face's ``nvidia/mit-b0`` to ``b5``. Every key of the file is used or known
+to be of the classifier that is left out, and every encoder weight is found.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m3l_model.checkpoint import CheckpointError, misfit, read_tensors
+from m3l_model.checkpoint import FORMAT, CheckpointError, load_checkpoint, misfit, read_tensors
 from m3l_model.errors import M3LError
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.segmenter import LinearFusionSegmenter
@@ -48,17 +49,52 @@ _CLASSIFIER = re.compile(r"(head|classifier)\.(weight|bias)")
 _KEY = re.compile(r"(.*\.attention\.self)\.key\.(weight|bias)")
 
 
-def load_imagenet(network: LinearFusionSegmenter, source: str) -> None:
-    """Put ImageNet weights into a network's encoder; each LayerNorm's go to both modalities.
+def load_pretrained(network: LinearFusionSegmenter, source: str) -> None:
+    """Put a trained model's weights into a network, or ImageNet's into its encoder.
+
+    Of a model as ``save_checkpoint`` writes it everything is taken where its classes are the network's, else all but
+    the classifier. ImageNet's LayerNorms go to both modalities.
 
     Args:
-        network: its backbone must be that of the weights.
-        source: a file (``.pth``, ``.bin``, ``.safetensors``), a folder as Hugging Face keeps them, or a name there.
+        network: its backbone must be that of the weights; with metadata.
+        source: a file (``.safetensors``, ``.pth``, ``.bin``), a folder as Hugging Face keeps them, or a name there.
 
     Raises:
-        M3LError: there is no such file, it is no MiT, or one of another size.
+        M3LError: there is no such file, it is neither a model of ours nor a MiT, or one of another size.
     """
     path = _find(source)
+    if path.suffix == ".safetensors" and read_tensors(path)[1].get("format") == FORMAT:
+        _take_model(network, path)
+    else:
+        _take_imagenet(network, path)
+
+
+def _take_model(network: LinearFusionSegmenter, path: Path) -> None:
+    model = load_checkpoint(path)
+    assert model.metadata
+    assert network.metadata
+    if model.backbone != network.backbone:
+        raise CheckpointError(
+            f"{path}: is a {model.backbone}, to be trained is a {network.backbone}; choose --backbone {model.backbone}"
+        )
+    learnt, now = (
+        f"{preprocessing.depth_encoding} {preprocessing.depth_range}"
+        for preprocessing in (model.metadata.preprocessing, network.metadata.preprocessing)
+    )
+    if learnt != now:
+        _logger.warning("%s: learnt depth as %s, now it is %s", path, learnt, now)
+    tensors = model.state_dict()
+    same_classes = model.metadata.labels.classes == network.metadata.labels.classes
+    if not same_classes:
+        fresh = network.state_dict()
+        tensors |= {name: fresh[name] for name in tensors if name.startswith("decoder.classifier.")}
+    network.load_state_dict(tensors)
+    _logger.info(
+        "%s: all weights%s", path, "" if same_classes else " but the classifier, whose classes are others"
+    )
+
+
+def _take_imagenet(network: LinearFusionSegmenter, path: Path) -> None:
     tensors = _as_own(_read(path), path)
     expected = network.encoder.state_dict()
     del expected["mask_token"]
@@ -86,7 +122,7 @@ def _find(source: str) -> Path:
     if path.exists():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in (".pth", ".bin", ".safetensors"):
-        raise M3LError(f"{source}: no such file; give MiT weights, or a name such as nvidia/mit-b0")
+        raise M3LError(f"{source}: no such file; give a model, MiT weights, or a name such as nvidia/mit-b0")
     return _download(source)
 
 

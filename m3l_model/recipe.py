@@ -94,7 +94,7 @@ class TrainConfig:
     backbone: str = "mit_b0"
     fusion_ratio: float = 0.8
     short_side: int | None = 96
-    depth_encoding: Literal["metric", "minmax"] = "metric"
+    depth_encoding: Literal["metric", "minmax", "normals"] = "metric"
     depth_range: tuple[float, float] = (0.0, 10.0)
     mask_holes: bool = True
     steps: int = 1000

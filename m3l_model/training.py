@@ -30,7 +30,7 @@ from m3l_model.errors import M3LError
 from m3l_model.labels import LabelSet
 from m3l_model.learner import Learner, StepResult
 from m3l_model.predictor import choose_device
-from m3l_model.pretrained import load_imagenet
+from m3l_model.pretrained import load_pretrained
 from m3l_model.recipe import TrainConfig
 from m3l_model.run_log import RunLog
 from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, load_state, save_state
@@ -121,7 +121,7 @@ def train(
         seed: of everything drawn at random.
         machine: where to compute.
         intervals: of states and validations.
-        pretrained: ImageNet weights to start from, as for ``load_imagenet``.
+        pretrained: weights to start from, a model's or ImageNet's, as for ``load_pretrained``.
         resume: go on in ``out`` from its state, or, where there is none yet, from the start.
         notes: what else is to be kept in ``run.json``, in plain types.
 
@@ -202,7 +202,7 @@ def new_network(
     network = LinearFusionSegmenter(config.backbone, len(labels.classes), config.fusion_ratio)
     network.metadata = Metadata(labels, config.preprocessing())
     if pretrained:
-        load_imagenet(network, pretrained)
+        load_pretrained(network, pretrained)
     return network
 
 

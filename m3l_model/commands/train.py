@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained",
         metavar="FILE|NAME",
-        help="ImageNet weights of the backbone to start from: SegFormer's or Hugging Face's file, or nvidia/mit-b0",
+        help="weights to start from: a model of m3l train, or ImageNet's (SegFormer's or Hugging Face's file, or a "
+        "name such as nvidia/mit-b0)",
     )
     parser.add_argument("--resume", action="store_true", help="go on in --out from its last state")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

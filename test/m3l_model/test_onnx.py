@@ -35,10 +35,10 @@ def shallow() -> Iterator[str]:
         yield "mit_shallow"
 
 
-def network(backbone: str, short_side: int | None) -> LinearFusionSegmenter:
+def network(backbone: str, short_side: int | None, depth: str = "metric") -> LinearFusionSegmenter:
     torch.manual_seed(0)
     model = LinearFusionSegmenter(backbone, 5).eval()
-    model.metadata = Metadata(LabelSet.generic(5), Preprocessing(short_side, mask_holes=True))
+    model.metadata = Metadata(LabelSet.generic(5), Preprocessing(short_side, depth, mask_holes=True))
     return model
 
 
@@ -107,6 +107,18 @@ def test_a_batch_of_any_number(dynamic: Export) -> None:
     assert logits.shape == (3, 5, 16, 24)
     alone = dynamic.onnx.predict(None, depth, with_confidence=False).labels
     assert (labels[1] == alone).mean() > 0.999
+
+
+@pytest.mark.parametrize("options", [["--size", "96x128"], []])
+def test_normals_of_depth_are_part_of_the_file(tmp_path: Path, shallow: str, options: list[str]) -> None:
+    export = Export(tmp_path, network(shallow, 240, "normals"), *options)
+    smooth = np.add.outer(np.linspace(900, 2000, 96), np.linspace(0, 900, 128)).astype(np.uint16)
+    smooth[:20, :30] = 0
+    for rgb, depth in [(states(SIZE)[0][0], smooth), (None, smooth)]:
+        expected = export.torch.predict(rgb, depth, with_confidence=False)
+        found = export.onnx.predict(rgb, depth, with_confidence=False)
+        assert len(np.unique(expected.labels)) > 1
+        assert (found.labels == expected.labels).mean() > 0.99
 
 
 @pytest.mark.data

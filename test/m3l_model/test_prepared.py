@@ -67,6 +67,15 @@ def test_equals_the_plain_network_in_all_states(
             assert difference(model, network, rgb, depth, missing, valid) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("state", sorted(STATES))
+def test_depth_may_have_three_channels_that_differ(state: str) -> None:
+    model = trained("mit_b0")
+    rgb, depth = images(2, 40, 33, torch.float32)
+    depth = torch.cat((depth, depth.flip(2), -depth), 1)
+    missing = torch.tensor([STATES[state]] * 2)
+    assert difference(model, PreparedSegmenter(model), rgb, depth, missing) < 5e-5
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     height=st.integers(32, 90),

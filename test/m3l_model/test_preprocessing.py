@@ -37,6 +37,21 @@ def test_metric_encoding_of_a_pixel_does_not_depend_on_the_others() -> None:
     assert b[0, 2, 0].tolist() == [2, -1, 0]
 
 
+def test_normals_stand_beside_the_metric_depth_and_are_0_in_holes() -> None:
+    preprocessing = Preprocessing(120, "normals", (0.0, 8.0))
+    rows = torch.arange(120.0)[None, :, None].expand(1, 120, 160)
+    depth = 2 / (0.5 + rows / 240)  # inverse depth rises downwards: a floor
+    depth[:, :, :40] = 0
+    encoded = preprocessing.encode(torch.zeros(1, 120, 160, 3), depth).depth
+    metric = Preprocessing(120, "metric", (0.0, 8.0)).encode(torch.zeros(1, 120, 160, 3), depth).depth
+    assert torch.equal(encoded[:, 0], metric[:, 0])
+    assert not encoded[:, :, :, :40].any()
+    assert encoded[0, 1, 60, 100].abs() < 0.01
+    assert encoded[0, 2, 60, 100] > 0.5
+    assert preprocessing.depth_channels == 3
+    assert Preprocessing().depth_channels == 1
+
+
 def test_minmax_encoding_is_the_reference_s_and_finite_on_a_constant_image() -> None:
     preprocessing = Preprocessing.reference()
     rgb = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
@@ -79,7 +94,8 @@ def test_resizing_depth_never_mixes_neighbours() -> None:
     ("fields", "message"),
     [
         ({"short_side": 16}, "short_side"),
-        ({"depth_encoding": "hha"}, "metric or minmax"),
+        ({"depth_encoding": "hha"}, "metric, minmax or normals"),
+        ({"depth_encoding": "normals"}, "needs a short_side"),
         ({"depth_range": (3, 1)}, "rising"),
     ],
 )

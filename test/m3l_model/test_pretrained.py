@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from m3l_model import LinearFusionSegmenter, M3LError
-from m3l_model.checkpoint import CheckpointError
-from m3l_model.pretrained import load_imagenet
+from m3l_model.checkpoint import CheckpointError, Metadata, save_checkpoint
+from m3l_model.labels import LabelSet
+from m3l_model.preprocessing import Preprocessing
+from m3l_model.pretrained import load_pretrained
 
 DIMS, REDUCTIONS = (32, 64, 160, 256), (8, 4, 2, 1)
 Weights = dict[str, torch.Tensor]
@@ -114,7 +117,7 @@ def test_all_layouts_fill_the_encoder(tmp_path: Path, name: str) -> None:
     network = LinearFusionSegmenter("mit_b0", 5)
     token = network.encoder.mask_token.clone()
     decoder = {key: tensor.clone() for key, tensor in network.decoder.state_dict().items()}
-    load_imagenet(network, source if name == "mit_b0.pth" else str(tmp_path))
+    load_pretrained(network, source if name == "mit_b0.pth" else str(tmp_path))
     assert_loaded(network, weights)
     assert torch.equal(network.encoder.mask_token, token)
     assert all(torch.equal(tensor, decoder[key]) for key, tensor in network.decoder.state_dict().items())
@@ -126,16 +129,16 @@ def test_every_key_is_accounted_for(tmp_path: Path, make: object) -> None:
     for name in [key for key in weights if not key.startswith(("head", "classifier"))][::7]:
         fewer = {key: tensor for key, tensor in weights.items() if key != name}
         with pytest.raises(CheckpointError, match=r"(is missing|is not of a MiT|is \(|and \d+ more)"):
-            load_imagenet(LinearFusionSegmenter("mit_b0", 5), write(tmp_path / "some.safetensors", fewer))
+            load_pretrained(LinearFusionSegmenter("mit_b0", 5), write(tmp_path / "some.safetensors", fewer))
     more = {**weights, "decode_head.linear.weight": torch.zeros(3)}
     with pytest.raises(CheckpointError, match=r"decode_head\.linear\.weight is not of a MiT"):
-        load_imagenet(LinearFusionSegmenter("mit_b0", 5), write(tmp_path / "more.safetensors", more))
+        load_pretrained(LinearFusionSegmenter("mit_b0", 5), write(tmp_path / "more.safetensors", more))
 
 
 def test_another_backbone_is_named(tmp_path: Path) -> None:
     source = write(tmp_path / "mit_b0.pth", original())
     with pytest.raises(CheckpointError, match=r"mit_b0\.pth: does not fit the encoder of mit_b1: .* more"):
-        load_imagenet(LinearFusionSegmenter("mit_b1", 5), source)
+        load_pretrained(LinearFusionSegmenter("mit_b1", 5), source)
 
 
 def test_what_is_no_weights_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,10 +147,49 @@ def test_what_is_no_weights_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "empty").mkdir()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for source, message in (
-        (str(tmp_path / "nowhere.pth"), r"no such file; give MiT weights"),
+        (str(tmp_path / "nowhere.pth"), r"no such file; give a model, MiT weights"),
         (str(tmp_path / "text.pth"), r"text\.pth: (not a file of PyTorch weights|refused)"),
         (str(tmp_path / "empty"), r"holds neither model\.safetensors nor pytorch_model\.bin"),
         ("nvidia/mit-b0", r"nvidia/mit-b0: .* pip install huggingface_hub"),
     ):
         with pytest.raises(M3LError, match=message):
-            load_imagenet(network, source)
+            load_pretrained(network, source)
+
+
+def new(classes: int, seed: int, depth_range: tuple[float, float] = (0.0, 10.0)) -> LinearFusionSegmenter:
+    torch.manual_seed(seed)
+    network = LinearFusionSegmenter("mit_b0", classes)
+    network.metadata = Metadata(LabelSet.generic(classes), Preprocessing(96, depth_range=depth_range))
+    return network
+
+
+@pytest.mark.parametrize("classes", [5, 7])
+def test_a_model_of_ours_gives_all_that_fits(tmp_path: Path, classes: int) -> None:
+    trained, network = new(5, 1), new(classes, 2)
+    with torch.no_grad():
+        trained.alpha.fill_(0.3)
+        trained.state_dict()["decoder.bn.running_mean"].fill_(0.7)
+    save_checkpoint(tmp_path / "model.safetensors", trained)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_pretrained(network, str(tmp_path / "model.safetensors"))
+    source = trained.state_dict()
+    for name, tensor in network.state_dict().items():
+        kept = classes == 7 and name.startswith("decoder.classifier.")
+        assert torch.equal(tensor, (before if kept else source)[name]), name
+
+
+def test_a_model_that_saw_depth_in_another_way_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", new(5, 1, (0.0, 6.0)))
+    with caplog.at_level(logging.WARNING):
+        load_pretrained(new(5, 2), str(tmp_path / "model.safetensors"))
+    assert "learnt depth as metric (0.0, 6.0), now it is metric (0.0, 10.0)" in caplog.text
+
+
+def test_a_model_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", new(5, 1))
+    network = LinearFusionSegmenter("mit_b1", 5)
+    network.metadata = Metadata(LabelSet.generic(5))
+    with pytest.raises(CheckpointError, match=r"is a mit_b0, to be trained is a mit_b1; .*--backbone mit_b0"):
+        load_pretrained(network, str(tmp_path / "model.safetensors"))
