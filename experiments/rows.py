@@ -14,6 +14,7 @@ Fields = dict[str, Any]
 
 HARNESS: Fields = {
     "backbone": "mit_b0",
+    "depth_encoding": "normals",
     "mask_holes": True,
     "labelled_batch": 4,
     "unlabelled_batch": 4,

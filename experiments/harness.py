@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a network learns from random weights by the size of its windows: the table in docs/experiments.md.
+"""How fast a network learns from random weights by what the harness gives it: the table in docs/experiments.md.
 
-python experiments/windows.py --data ../shared/data --work runs/nyu
+python experiments/harness.py --data ../shared/data --work runs/nyu
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from rows import NYUV2, config_of  # noqa: E402
 from m3l_model.run_log import VALIDATION_FILE  # noqa: E402
 from m3l_model.training import Intervals, Machine, train  # noqa: E402
 
-_TWO_THIRDS: dict[str, Any] = {"crop": 2 / 3, "scales": (0.75, 1.5)}
-_WHOLE: dict[str, Any] = {"crop": 1.0, "scales": (1.0, 1.25)}
+_METRIC: dict[str, Any] = {"depth_encoding": "metric"}
+_TWO_THIRDS: dict[str, Any] = {**_METRIC, "crop": 2 / 3, "scales": (0.75, 1.5)}
+_WHOLE: dict[str, Any] = {**_METRIC, "crop": 1.0, "scales": (1.0, 1.25)}
+_NORMALS: dict[str, Any] = {**_WHOLE, "depth_encoding": "normals"}
 _NO_OHEM: dict[str, Any] = {"ohem_share": 1.0}
 RUNS: dict[str, dict[str, Any]] = {
     "two thirds, 300 steps": {**_TWO_THIRDS, "steps": 300},
@@ -38,6 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "two thirds, 1500 steps": {**_TWO_THIRDS, "steps": 1500},
     "whole, 500 steps": {**_WHOLE, "steps": 500},
     "whole, 500 steps, without OHEM": {**_WHOLE, **_NO_OHEM, "steps": 500},
+    "whole, 500 steps, normals": {**_NORMALS, "steps": 500},
 }
 
 
@@ -53,7 +56,7 @@ def main() -> int:
     frames = NyuBags(args.data, args.work).training_frames(None)
     for name in args.only:
         config = dataclasses.replace(config_of(NYUV2, "supervised", 0.001), **RUNS[name])
-        out = args.work / "windows" / name.replace(" ", "_").replace(",", "")
+        out = args.work / "harness" / name.replace(" ", "_").replace(",", "")
         intervals = Intervals(100, config.steps)
         if train(config, frames, out, 1, Machine("cpu", workers=1), intervals, resume=True) is None:
             return 0

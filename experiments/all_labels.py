@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train with the labels of all usable NYUv2 frames, for the model that is shipped (docs/experiments.md).
+
+    python experiments/all_labels.py --data ../shared/data --work runs/nyu --run all_labels
+
+It may be stopped and started again at any moment; its scores go to experiments/results/nyuv2_all_labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
+
+from m3l_model.openmp import share_cores  # noqa: E402
+
+share_cores(os.environ)
+
+from nyuv2_data import NyuBags  # noqa: E402
+from rows import HARNESS, NYUV2  # noqa: E402
+from scoring import score  # noqa: E402
+
+from m3l_model.recipe import load_config  # noqa: E402
+from m3l_model.run_log import VALIDATION_FILE  # noqa: E402
+from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train  # noqa: E402
+
+RESULTS = REPOSITORY / "experiments" / "results" / "nyuv2_all_labels"
+SEED = 1
+RUNS: dict[str, dict[str, Any]] = {
+    "all_labels": {
+        "steps": 8000,
+        "scales": (1.0, 1.5),
+        "labelled_batch": 8,
+        "warmup_steps": 100,
+        "strong_augmentation": True,
+    },
+}
+"""What each run has other than ``supervised_dropout`` in the common harness, with strong augmentation."""
+
+
+def main() -> int:
+    """Train and score on validation; with ``--test`` score a finished run on the test frames."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
+    parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
+    parser.add_argument("--run", choices=list(RUNS), required=True)
+    parser.add_argument("--test", action="store_true", help="score on the test frames, once")
+    args = parser.parse_args()
+    bags = NyuBags(args.data, args.work)
+    config = load_config(
+        "supervised_dropout", **{**HARNESS, **NYUV2, "learning_rate": 0.001, **RUNS[args.run]}
+    )
+    out = args.work / "all_labels" / args.run
+    frames = bags.training_frames(None)
+    if train(config, frames, out, SEED, Machine("cpu", workers=1), Intervals(250, 500), resume=True) is None:
+        return 0
+    path = RESULTS / f"{args.run}.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if not result:
+        result = {
+            "seed": SEED,
+            "config": dataclasses.asdict(config),
+            "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    for part in ("validation", *(["test"] if args.test else [])):
+        if part not in result:
+            whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
+            files = {"final": CHECKPOINT_FILE, "best": BEST_FILE}
+            result[part] = {name: score(out / file, whole, holes, None) for name, file in files.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
