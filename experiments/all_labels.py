@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train with the labels of all usable NYUv2 frames, for the model that is shipped (docs/experiments.md).
 
-    python experiments/all_labels.py --data ../shared/data --work runs/nyu --run all_labels
+    python experiments/all_labels.py --data ../shared/data --work runs/nyu
 
-It may be stopped and started again at any moment; its scores go to experiments/results/nyuv2_all_labels.
+It may be stopped and started again at any moment; its scores go to experiments/results.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from m3l_model.recipe import load_config  # noqa: E402
 from m3l_model.run_log import VALIDATION_FILE  # noqa: E402
 from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train  # noqa: E402
 
-RESULTS = REPOSITORY / "experiments" / "results" / "nyuv2_all_labels"
+RESULT = REPOSITORY / "experiments" / "results" / "nyuv2_all_labels.json"
 SEED = 1
-RUNS: dict[str, dict[str, Any]] = {
-    "all_labels": {
-        "steps": 8000,
-        "scales": (1.0, 1.5),
-        "labelled_batch": 8,
-        "warmup_steps": 100,
-        "strong_augmentation": True,
-    },
+FIELDS: dict[str, Any] = {
+    **HARNESS,
+    **NYUV2,
+    "steps": 8000,
+    "scales": (1.0, 1.5),
+    "labelled_batch": 8,
+    "warmup_steps": 100,
+    "strong_augmentation": True,
+    "learning_rate": 0.001,
 }
-"""What each run has other than ``supervised_dropout`` in the common harness, with strong augmentation."""
+"""What the run has other than ``supervised_dropout``."""
 
 
 def main() -> int:
@@ -53,19 +54,15 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
-    parser.add_argument("--run", choices=list(RUNS), required=True)
     parser.add_argument("--test", action="store_true", help="score on the test frames, once")
     args = parser.parse_args()
     bags = NyuBags(args.data, args.work)
-    config = load_config(
-        "supervised_dropout", **{**HARNESS, **NYUV2, "learning_rate": 0.001, **RUNS[args.run]}
-    )
-    out = args.work / "all_labels" / args.run
+    config = load_config("supervised_dropout", **FIELDS)
+    out = args.work / "all_labels"
     frames = bags.training_frames(None)
     if train(config, frames, out, SEED, Machine("cpu", workers=1), Intervals(250, 500), resume=True) is None:
         return 0
-    path = RESULTS / f"{args.run}.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     if not result:
         result = {
             "seed": SEED,
@@ -78,8 +75,7 @@ def main() -> int:
             whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
             files = {"final": CHECKPOINT_FILE, "best": BEST_FILE}
             result[part] = {name: score(out / file, whole, holes, None) for name, file in files.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
