@@ -110,6 +110,7 @@ def train(
     pretrained: str | None = None,
     resume: bool = False,
     notes: Mapping[str, Any] | None = None,
+    allow_unlabelled_classes: bool = False,
 ) -> Path | None:
     """Train from bags, with a progress bar, and keep the result.
 
@@ -124,6 +125,7 @@ def train(
         pretrained: weights to start from, a model's or ImageNet's, as for ``load_pretrained``.
         resume: go on in ``out`` from its state, or, where there is none yet, from the start.
         notes: what else is to be kept in ``run.json``, in plain types.
+        allow_unlabelled_classes: train although some class of the label set is in no labelled frame.
 
     Returns:
         The checkpoint's path; None where SIGTERM or SIGINT ended the run early, with its state written.
@@ -142,7 +144,7 @@ def train(
     workers = default_workers() if machine.workers is None else machine.workers
     _check_shares(config, fabric.world_size)
     if is_first_process():
-        frames.check_labels(workers)
+        frames.check_labels(workers, allow_unlabelled_classes)
         frames.check_overlap()
     at_network_size = frames.at_network_size(config.preprocessing())
     height, width = at_network_size[int(frames.labelled[0])].depth_m.shape

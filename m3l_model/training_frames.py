@@ -134,11 +134,15 @@ class TrainingFrames:
                     f"{stamps[position]}; leave one of the bags out, or give their seconds one role with --splits"
                 )
 
-    def check_labels(self, workers: int) -> None:
-        """Read all labels once, with a progress bar, and warn of classes that never occur.
+    def check_labels(self, workers: int, allow_unlabelled_classes: bool = False) -> None:
+        """Read all labels once, with a progress bar.
+
+        Args:
+            workers: processes that read the bags.
+            allow_unlabelled_classes: only warn of classes that never occur.
 
         Raises:
-            M3LError: labels cannot be read, hold something outside the label set, or show no class at all.
+            M3LError: labels cannot be read, hold something outside the label set, or never show some class of it.
         """
         pixels = check_labels(self.dataset, self.labelled, self.label_set, self.label_files, workers)
         never = [
@@ -149,8 +153,15 @@ class TrainingFrames:
                 f"the {len(self.labelled)} labelled frames show no class of label set {self.label_set.name!r}, only "
                 "pixels without one; label some, or name the set they were made with"
             )
-        if never:
-            _logger.warning("no labelled frame shows %s; the model will not learn it", ", ".join(never))
+        if not never:
+            return
+        finding = f"the {len(self.labelled)} labelled frames never show {', '.join(never)}"
+        if not allow_unlabelled_classes:
+            raise M3LError(
+                f"{finding} of label set {self.label_set.name!r}, which would not be learnt; label some, leave it out "
+                "of the label set, or train the other classes with --allow-unlabelled-classes"
+            )
+        _logger.warning("%s; that will not be learnt", finding)
 
     def at_network_size(self, preprocessing: Preprocessing) -> NetworkFrames:
         """Give the frames as the network takes them, at the same positions.

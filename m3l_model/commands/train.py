@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to start from: a model of m3l train, or ImageNet's (SegFormer's or Hugging Face's file, or a "
         "name such as nvidia/mit-b0)",
     )
+    parser.add_argument(
+        "--allow-unlabelled-classes",
+        action="store_true",
+        help="train although some class of the label set is in no labelled frame",
+    )
     parser.add_argument("--resume", action="store_true", help="go on in --out from its last state")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -105,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             "splits": None if args.splits is None else str(args.splits),
             "pairing": asdict(chosen_pairing(args)),
         },
+        allow_unlabelled_classes=args.allow_unlabelled_classes,
     )
     if is_first_process():
         print(f"wrote {checkpoint}" if checkpoint else f"stopped early; go on with --resume --out {args.out}")

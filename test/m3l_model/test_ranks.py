@@ -42,7 +42,7 @@ def test_sigterm_to_the_first_of_two_processes_stops_both_with_their_state(tmp_p
     out = tmp_path / "run"
     command = [sys.executable, "-m", "m3l_model", "train", "--bag", "bag", "--label-set", "labels.yaml"]
     command += ["--config", "recipe.yaml", "--out", str(out), "--device", "cpu", "--devices", "2"]
-    command += ["--workers", "0", "--save-every", "1"]
+    command += ["--workers", "0", "--save-every", "1", "--allow-unlabelled-classes"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,

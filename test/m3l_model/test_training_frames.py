@@ -84,7 +84,7 @@ def test_only_labelled_positions_come_with_labels(tmp_path: Path) -> None:
         )
     )
     chosen = select(good, other, splits=splits)
-    chosen.check_labels(workers=0)
+    chosen.check_labels(workers=0, allow_unlabelled_classes=True)
     frames = chosen.at_network_size(Preprocessing(32))
     with_labels = [
         position for position in range(len(frames)) if (frames[position].labels != IGNORE_ID).any()
@@ -137,14 +137,15 @@ def test_label_files_are_checked_before_training(tmp_path: Path) -> None:
         select(bag, labels=tmp_path / "labels").check_labels(workers=0)
 
 
-def test_classes_that_are_never_labelled_are_only_a_warning(
+def test_classes_that_are_never_labelled_are_an_error_unless_allowed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bag = write_bag(tmp_path / "bag")
-    select(bag).check_labels(workers=0)
-    assert [record.getMessage() for record in caplog.records] == [
-        "no labelled frame shows class_0, class_2; the model will not learn it"
-    ]
+    with pytest.raises(M3LError, match=r"never show class_0, class_2 of label set 'generic'.*--allow-unlab"):
+        select(bag).check_labels(workers=0)
+    select(bag).check_labels(workers=0, allow_unlabelled_classes=True)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.endswith("labelled frames never show class_0, class_2; that will not be learnt")
     caplog.clear()
     for frame, label in ((0, 0), (2, 2)):
         write_png(tmp_path / "labels" / f"{stamp(frame)}.png", label)
@@ -189,6 +190,7 @@ def test_commands_train_on_splits_and_score_their_validation_part(
     halves(bag).save(tmp_path / "splits.yaml")
     common = ["--splits", "splits.yaml", "--labels", "labels", "--device", "cpu"]
     train = ["train", *common, "--label-set", "three.yaml", "--config", str(recipe), "--slop", "0.01"]
+    train.append("--allow-unlabelled-classes")
     assert main([*train, "--out", "run", "--workers", "1"]) == 0
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (facts["labelled_frames"], facts["unlabelled_frames"], facts["workers"]) == (3, 5, 1)
@@ -250,6 +252,7 @@ def test_eval_says_why_nothing_can_be_scored(
 ) -> None:
     bag, out = write_bag(tmp_path / "bag"), tmp_path / "run"
     train = ["train", "--bag", str(bag), "--label-set", "demo", "--config", str(recipe), "--device", "cpu"]
+    train.append("--allow-unlabelled-classes")
     assert main([*train, "--out", str(out), "--workers", "0"]) == 0
     halves(bag, training=WHOLE[:0], validation=(TimeRange(0, SECOND // 2),)).save(tmp_path / "splits.yaml")
     capsys.readouterr()

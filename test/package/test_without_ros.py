@@ -103,6 +103,7 @@ def test_info_train_and_eval_run(run_python, without_m3l_ros, tmp_path):
         bag,
         "--label-set",
         "demo",
+        "--allow-unlabelled-classes",
         "--config",
         recipe,
         "--out",
