@@ -39,7 +39,7 @@ ROWS: dict[str, tuple[str, Fields]] = {
     "mean_teacher_dropout": ("mean_teacher_dropout", {}),
     "m3l_tuned": ("mean_teacher_dropout", {"masking": "student"}),
     "m3l_paper": ("m3l_paper", {}),
-    "m3l": ("m3l", {"second_labelled": "same", "pseudo_threshold": 0.6}),
+    "m3l": ("m3l", {"second_labelled": "same"}),
     "rgb_supervised": ("rgb_supervised", _ALONE),
     "rgb_mean_teacher": ("rgb_mean_teacher", {}),
 }
@@ -68,6 +68,11 @@ def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
 
 
 def digest(config: TrainConfig) -> str:
-    """Give a short text that is another for another configuration."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Give a short text that is another for another configuration; a field that is new and at its default is none."""
+    values = dataclasses.asdict(config)
+    changed = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(config)
+        if values[field.name] != field.default
+    }
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from m3l_model import ranks
-from m3l_model.labels import IGNORE_ID
 from m3l_model.losses import WithGradient, pseudo_loss, supervised_loss
 from m3l_model.mit import ModalityLayerNorm
 from m3l_model.ranks import BatchNormOfAll
@@ -26,19 +25,18 @@ _RGB_ALONE = (20.0, -20.0)
 
 
 class StepResult(NamedTuple):
-    """Losses of one step; ``loss_pseudo`` is 0 without a teacher, ``pseudo_share`` the share of pixels it labelled."""
+    """Losses of one step; ``loss_pseudo`` is 0 without a teacher."""
 
     step: int
     loss_supervised: float
     loss_pseudo: float
-    pseudo_share: float
     learning_rate: float
 
 
 class Losses(NamedTuple):
     """This process's parts of a step's losses: their weighted sum, with gradients, and each by itself, without.
 
-    ``pseudo_labels`` are the teacher's, (P, H, W) int64, if any.
+    ``pseudo_labels`` are the teacher's, if any, as ``pseudo_loss`` takes them.
     """
 
     total: Tensor
@@ -98,11 +96,8 @@ class Learner:
         self._optimizer.step()
         if self.teacher:
             update_teacher(self.teacher, self.network, step, self.config.ema_decay)
-        share = torch.zeros_like(losses.pseudo)
-        if losses.pseudo_labels is not None:
-            share = (losses.pseudo_labels != IGNORE_ID).to(share.dtype).mean() / ranks.count()
-        sums = ranks.total(torch.stack((losses.supervised, losses.pseudo, share)).double()).tolist()
-        return StepResult(step, sums[0], sums[1], sums[2], rate)
+        supervised, pseudo = ranks.total(torch.stack((losses.supervised, losses.pseudo)).double()).tolist()
+        return StepResult(step, supervised, pseudo, rate)
 
     def losses(self, step: int, views: Views) -> Losses:
         """Compute a step's losses: the student's outputs against labels, and against what the teacher says."""
@@ -138,16 +133,13 @@ class Learner:
 
     @torch.no_grad()
     def pseudo_labels(self, view: View) -> Tensor:
-        """Let the teacher label what it sees: (B, H, W) int64, ``IGNORE_ID`` where it is not sure enough."""
+        """Let the teacher label what it sees: (B, H, W) int64 class ids, or (B, C, H, W) probabilities."""
         assert self.teacher is not None
         with self._fabric.autocast():
             quarter = self._see(self.teacher.quarter_logits, view).fused
         quarter = quarter.to(torch.promote_types(quarter.dtype, torch.float32))
         logits = upsample(quarter, view.inputs.rgb.shape[-2:])
-        if self.config.pseudo_threshold == 0:
-            return logits.argmax(1)
-        confidence, labels = logits.softmax(1).max(1)
-        return torch.where(confidence >= self.config.pseudo_threshold, labels, IGNORE_ID)
+        return logits.softmax(1) if self.config.pseudo_labels == "soft" else logits.argmax(1)
 
     @property
     def scaler(self) -> dict[str, float]:

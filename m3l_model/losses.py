@@ -79,15 +79,16 @@ def supervised_loss(
     return Ohem(losses[chosen].sum() / kept, kept, float(limit))
 
 
-def pseudo_loss(log_probabilities_BCHW: Tensor, pseudo_labels_BHW: Tensor) -> Tensor:
-    """Cross entropy against the teacher's labels: this process's part.
+def pseudo_loss(log_probabilities_BCHW: Tensor, pseudo_labels: Tensor) -> Tensor:
+    """Cross entropy against the teacher's labels, over all pixels: this process's part.
 
     Args:
         log_probabilities_BCHW: of one output of the student.
-        pseudo_labels_BHW: int64 class ids, ``IGNORE_ID`` for pixels the teacher says nothing of.
+        pseudo_labels: (B, H, W) int64 class ids, or (B, C, H, W) probabilities.
     """
-    labelled = int(ranks.total((pseudo_labels_BHW != IGNORE_ID).sum()))
-    total = functional.nll_loss(
-        log_probabilities_BCHW, pseudo_labels_BHW, ignore_index=IGNORE_ID, reduction="sum"
-    )
-    return total / max(1, labelled)
+    if pseudo_labels.ndim == 4:
+        total = -(pseudo_labels * log_probabilities_BCHW).sum()
+    else:
+        total = functional.nll_loss(log_probabilities_BCHW, pseudo_labels, reduction="sum")
+    pixels = log_probabilities_BCHW[:, 0].numel() * ranks.count()
+    return total / pixels

@@ -50,6 +50,7 @@ class TrainConfig:
         modalities: ``both``; or ``rgb``, for a model of colour alone: depth is always missing, and with
             ``fusion_ratio`` 1 the RGB branch is a plain SegFormer.
         pseudo_frames: ``unlabelled`` frames get the teacher's labels, or ``all``.
+        pseudo_labels: of a pixel, ``hard``: the teacher's likeliest class; ``soft``: its probabilities of all.
         train_fused: the fused output is trained; else, as in the reference, it sends no gradient into the branches and
             its two weights stay as they are.
         teacher_noise: the teacher keeps its dropout and DropPath, as the reference's does.
@@ -73,7 +74,6 @@ class TrainConfig:
         pseudo_weight: final weight of the pseudo-label loss.
         pseudo_start: steps before that loss begins to rise from zero; until then unlabelled frames are left out.
         pseudo_ramp: steps it takes to rise.
-        pseudo_threshold: teacher probability below which a pixel gets no pseudo label.
         ema_decay: of the teacher; the running mean starts short and never exceeds it.
         augmentation: ``window``: flip, scale within ``scales``, a window within the frame; ``reference``: flip, scales
             and padded squares of ``crop_pixels`` as the reference has them.
@@ -87,6 +87,7 @@ class TrainConfig:
     second_labelled: Literal["none", "same", "another"] = "none"
     modalities: Literal["both", "rgb"] = "both"
     pseudo_frames: Literal["unlabelled", "all"] = "unlabelled"
+    pseudo_labels: Literal["hard", "soft"] = "hard"
     train_fused: bool = True
     teacher_noise: bool = False
     batch_norm: Literal["learn", "frozen"] = "learn"
@@ -109,7 +110,6 @@ class TrainConfig:
     pseudo_weight: float = 1.0
     pseudo_start: int = 0
     pseudo_ramp: int = 1
-    pseudo_threshold: float = 0.0
     ema_decay: float = 0.99
     augmentation: Literal["window", "reference"] = "window"
     crop: float = 2 / 3
@@ -127,7 +127,7 @@ class TrainConfig:
         for name in ("learning_rate", "decoder_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("fusion_ratio", "ema_decay", "pseudo_threshold", "ohem_share"):
+        for name in ("fusion_ratio", "ema_decay", "ohem_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
         self._check_masking()

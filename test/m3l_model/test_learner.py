@@ -10,8 +10,10 @@ from training_samples import batches, blocks, small
 from m3l_model import LinearFusionSegmenter, Predictor
 from m3l_model.labels import LabelSet
 from m3l_model.learner import Learner, StepResult, update_teacher
+from m3l_model.preprocessing import Inputs
 from m3l_model.recipe import TrainConfig, load_config
 from m3l_model.training import learn, new_network
+from m3l_model.views import View
 
 LABELS = LabelSet.generic(3)
 
@@ -96,9 +98,16 @@ def test_the_seed_decides_everything(recipe: str) -> None:
     assert steps_of(config, 1)[1] != steps_of(config, 2)[1]
 
 
-def test_pseudo_labels_leave_out_what_the_teacher_doubts() -> None:
-    config = small(load_config("m3l"), pseudo_threshold=1.0)
-    assert all(result.pseudo_share == result.loss_pseudo == 0 for result in steps_of(config)[1])
+def test_soft_pseudo_labels_are_probabilities_of_which_the_hard_ones_are_the_greatest() -> None:
+    inputs = Inputs(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48), None)
+    view = View(inputs, torch.zeros(2, 2, dtype=torch.bool))
+    found = {
+        kind: learner_of(small(load_config("m3l"), pseudo_labels=kind))[0].pseudo_labels(view)
+        for kind in ("soft", "hard")
+    }
+    assert found["soft"].shape == (2, 3, 32, 48)
+    torch.testing.assert_close(found["soft"].sum(1), torch.ones(2, 32, 48))
+    assert torch.equal(found["soft"].argmax(1), found["hard"])
 
 
 def test_a_learner_goes_on_from_its_state_to_the_same_bits() -> None:

@@ -42,13 +42,14 @@ def test_a_batch_without_labels_has_loss_0_and_finite_gradients() -> None:
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
-    assert pseudo_loss(logits.log_softmax(1), labels).item() == 0
 
 
-def test_pseudo_labels_that_are_ignored_do_not_count() -> None:
-    logits, labels = logits_and_labels(9, ignored=0.4)
-    plain = functional.cross_entropy(logits, labels, ignore_index=IGNORE_ID)
-    torch.testing.assert_close(pseudo_loss(logits.log_softmax(1), labels), plain)
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_pseudo_loss_is_the_cross_entropy(soft: bool) -> None:
+    logits, labels = logits_and_labels(9, ignored=0.0)
+    targets = torch.randn(logits.shape).softmax(1) if soft else labels
+    expected = functional.cross_entropy(logits, targets)
+    torch.testing.assert_close(pseudo_loss(logits.log_softmax(1), targets), expected)
 
 
 def test_a_known_gradient_goes_on_to_its_source() -> None:

@@ -23,7 +23,7 @@ def small(config: TrainConfig, **changes: object) -> TrainConfig:
         "labelled_batch": 2,
         "unlabelled_batch": 2,
     }
-    schedule = {"warmup_steps": 2, "pseudo_start": 0, "pseudo_ramp": 1, "pseudo_threshold": 0.0}
+    schedule = {"warmup_steps": 2, "pseudo_start": 0, "pseudo_ramp": 1}
     return dataclasses.replace(config, **(sizes | schedule | {"backbone": "mit_b0"} | changes))  # type: ignore[arg-type]
 
 
