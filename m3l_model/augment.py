@@ -124,16 +124,22 @@ def strong(batch: Batch, draws: StepDraws) -> Batch:
     depth = batch.depth_m * between(0.95, 1.05, 7)[..., 0]
     noise = draws.normal(Purpose.DEPTH_NOISE, (height, width), device)
     depth = depth * (1 + noise * between(0, 0.01, 8)[..., 0])
-    depth = depth * (batch.depth_m > 0) * ~_rectangles(height, width, uniform[:, 9:])
+    extent = uniform[:, 9:11] / 3 * (uniform[:, 13:] < 0.5)
+    depth = depth * (batch.depth_m > 0) * ~rectangles(height, width, uniform[:, 11:13] * (1 - extent), extent)
     return batch._replace(rgb=rgb.clamp(0, 255), depth_m=depth)
 
 
-def _rectangles(height: int, width: int, uniform_B5: Tensor) -> Tensor:
-    """One random rectangle a sample, up to a third of each side, in half of the samples: (B, H, W) bool."""
-    extent = uniform_B5[:, :2] / 3 * (uniform_B5[:, 4:] < 0.5)
-    start = uniform_B5[:, 2:4] * (1 - extent)
-    rows = torch.arange(height, device=extent.device)[None] / height
-    columns = torch.arange(width, device=extent.device)[None] / width
-    in_rows = (rows >= start[:, :1]) & (rows < (start + extent)[:, :1])
-    in_columns = (columns >= start[:, 1:]) & (columns < (start + extent)[:, 1:])
+def rectangles(height: int, width: int, start_B2: Tensor, extent_B2: Tensor) -> Tensor:
+    """Give a rectangle of each sample, (B, height, width) bool.
+
+    Args:
+        height, width: of the image.
+        start_B2: first row and column, as shares of these.
+        extent_B2: sides, likewise; 0 for none.
+    """
+    rows = torch.arange(height, device=extent_B2.device)[None] / height
+    columns = torch.arange(width, device=extent_B2.device)[None] / width
+    end = start_B2 + extent_B2
+    in_rows = (rows >= start_B2[:, :1]) & (rows < end[:, :1])
+    in_columns = (columns >= start_B2[:, 1:]) & (columns < end[:, 1:])
     return in_rows[:, :, None] & in_columns[:, None]

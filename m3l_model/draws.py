@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     MISSING = 6
     TEACHER_MISSING = 7
     NETWORK = 8
+    CUTMIX = 9
 
 
 def entropy(seed: int, purpose: Purpose, *numbers: int) -> np.random.SeedSequence:

@@ -104,6 +104,8 @@ class Learner:
         config = self.config
         self._set_modes()
         pseudo_labels = None if views.teacher is None else self.pseudo_labels(views.teacher)[views.pseudo_of]
+        if pseudo_labels is not None and views.cut:
+            pseudo_labels = views.cut.paste(pseudo_labels)
         outputs = self._see(self._student, views.student)
         if not config.train_fused:
             fused = self.network.fuse(outputs.rgb.detach(), outputs.depth.detach())

@@ -56,6 +56,8 @@ class TrainConfig:
         teacher_noise: the teacher keeps its dropout and DropPath, as the reference's does.
         batch_norm: ``learn``, or ``frozen`` at its first statistics.
         strong_augmentation: the student sees light, noise and holes that the teacher does not.
+        cutmix: half of the student's samples get a rectangle of another one of their kind, with its labels; an even
+            number of each kind has to fall to each process.
         backbone: ``mit_b0`` to ``mit_b5``.
         fusion_ratio: r of Linear Fusion.
         short_side: shorter side of the network's input, in pixels; null: the images' own.
@@ -92,6 +94,7 @@ class TrainConfig:
     teacher_noise: bool = False
     batch_norm: Literal["learn", "frozen"] = "learn"
     strong_augmentation: bool = True
+    cutmix: bool = False
     backbone: str = "mit_b0"
     fusion_ratio: float = 0.8
     short_side: int | None = 96

@@ -356,9 +356,12 @@ class _Meter:
 
 
 def _check_shares(config: TrainConfig, processes: int) -> None:
-    """See that every process gets as many frames as every other."""
+    """See that every process gets as many frames as every other, and no sample's partner."""
+    each = processes * (2 if config.cutmix and processes > 1 else 1)
     for name in ("labelled_batch", "unlabelled_batch"):
-        if getattr(config, name) % processes:
+        if getattr(config, name) % each:
+            pairs = ", in pairs for cutmix" if each > processes else ""
             raise M3LError(
-                f"{name} {getattr(config, name)} cannot be shared by {processes} processes; make it a multiple of them"
+                f"{name} {getattr(config, name)} cannot be shared by {processes} processes{pairs}; make it a multiple "
+                f"of {each}"
             )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m3l_model import augment
 from m3l_model.augment import Batch
+from m3l_model.cutmix import CutMix
 from m3l_model.data import NetworkFrame
 from m3l_model.draws import Purpose, StepDraws
 from m3l_model.preprocessing import Inputs
@@ -33,6 +34,7 @@ class Views(NamedTuple):
             frames, whole for the teacher, they are there once.
         pseudo_of: (P,) for the last P samples of the student their position among the teacher's.
         first_batch: labelled samples without the second copy.
+        cut: what the last P samples of the student, and so their pseudo labels, get of each other; None: nothing.
     """
 
     student: View
@@ -40,6 +42,7 @@ class Views(NamedTuple):
     teacher: View | None
     pseudo_of: Tensor
     first_batch: int
+    cut: CutMix | None
 
 
 def make_views(
@@ -74,17 +77,26 @@ def make_views(
         missing = draw_missing(recorded, left_whole, draws, Purpose.MISSING)
     student = _view(config, seen, missing)
     labels = batch.labels[:labelled]
+    cut = None
+    if config.cutmix:
+        groups = (whole, labelled - whole, len(missing) - labelled)
+        cut = CutMix.draw(groups, (labels.shape[1], labels.shape[2]), draws)
+        student = student._replace(
+            inputs=Inputs(*(None if x is None else cut.paste(x) for x in student.inputs))
+        )
+        labels = cut.of(0, labelled).paste(labels)
     if config.pseudo_weight_at(draws.step) == 0:
-        return Views(student, labels, None, source[:0], whole)
+        return Views(student, labels, None, source[:0], whole, None)
 
     shown, hidden = weak, weak.missing.cpu()
     if config.masking == "both":
         shown, source = batch, torch.arange(len(batch.missing))
         hidden = draw_missing(recorded, left_whole, draws, Purpose.TEACHER_MISSING)
-    wanted = source[labelled if config.pseudo_frames == "unlabelled" else 0 :]
+    start = labelled if config.pseudo_frames == "unlabelled" else 0
+    wanted = source[start:]
     first = int(wanted.min())
     teacher = _view(config, Batch(*(column[first:] for column in shown)), hidden[first:])
-    return Views(student, labels, teacher, wanted - first, whole)
+    return Views(student, labels, teacher, wanted - first, whole, cut and cut.of(start, len(source)))
 
 
 def draw_missing(recorded: Tensor, whole: int, draws: StepDraws, purpose: Purpose) -> Tensor:

@@ -75,6 +75,7 @@ def views_of(expected: Any) -> Views:
         View(inputs("lab", "unl"), whole),
         torch.tensor([0, 1, 0, 1, 2, 3]),
         first,
+        None,
     )
 
 
