@@ -138,7 +138,7 @@ def test_half_precision_trains_too() -> None:
 
 
 def test_learns_blocks_that_colour_and_depth_tell() -> None:
-    schedule = {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 5, "pseudo_start": 30, "pseudo_ramp": 10}
+    schedule = {"steps": 100, "learning_rate": 1e-3, "warmup_steps": 5, "pseudo_start": 60, "pseudo_ramp": 10}
     config = small(load_config("m3l"), labelled_batch=4, **schedule)
     learner, results = steps_of(config, count=24, labelled=20)
     assert results[-1].loss_supervised < results[0].loss_supervised
