@@ -209,7 +209,8 @@ def split_frames(bag: Path) -> TrainingFrames:
 
 def test_validates_keeps_the_best_and_resumes_with_it(tmp_path: Path, block_bag: Path) -> None:
     config, out = small(load_config("m3l"), steps=4, labelled_batch=1), tmp_path / "run"
-    train(config, split_frames(block_bag), out, seed=3, machine=CPU, intervals=Intervals(2, 1))
+    frames = split_frames(block_bag)
+    train(config, frames, out, 3, CPU, Intervals(2, 1), allow_unlabelled_classes=True)
     lines = [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
@@ -240,6 +241,7 @@ def test_validation_changes_nothing(tmp_path: Path, block_bag: Path) -> None:
             seed=3,
             machine=CPU,
             intervals=Intervals(0, every),
+            allow_unlabelled_classes=True,
         )
     assert_same_state(tmp_path / "seldom", tmp_path / "often")
 
