@@ -158,6 +158,7 @@ def _ours() -> Callable[[Any], Callable[[], object]]:
             View(Inputs(rgb, depth, None), torch.zeros(4, 2, dtype=torch.bool)),
             torch.tensor(twice),
             LABELLED,
+            None,
         )
         return lambda: learner.step(0, views)
 

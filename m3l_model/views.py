@@ -81,9 +81,7 @@ def make_views(
     if config.cutmix:
         groups = (whole, labelled - whole, len(missing) - labelled)
         cut = CutMix.draw(groups, (labels.shape[1], labels.shape[2]), draws)
-        student = student._replace(
-            inputs=Inputs(*(None if x is None else cut.paste(x) for x in student.inputs))
-        )
+        student = student._replace(inputs=_pasted(cut, student.inputs))
         labels = cut.of(0, labelled).paste(labels)
     if config.pseudo_weight_at(draws.step) == 0:
         return Views(student, labels, None, source[:0], whole, None)
@@ -128,3 +126,8 @@ def _view(config: TrainConfig, batch: Batch, missing: Tensor) -> View:
     if config.modalities == "rgb":
         missing = torch.stack((torch.zeros_like(missing[:, 0]), torch.ones_like(missing[:, 1])), dim=1)
     return View(config.preprocessing().encode(batch.rgb, batch.depth_m), missing)
+
+
+def _pasted(cut: CutMix, inputs: Inputs) -> Inputs:
+    valid = None if inputs.depth_valid is None else cut.paste(inputs.depth_valid)
+    return Inputs(cut.paste(inputs.rgb), cut.paste(inputs.depth), valid)

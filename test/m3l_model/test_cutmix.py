@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_views import draws_of, views_of
-from training_samples import small
+from training_samples import draws_of, small, views_of
 
 from m3l_model.cutmix import CutMix
 from m3l_model.draws import StepDraws

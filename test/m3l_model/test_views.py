@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_samples import block_frames, blocks, small
+from training_samples import block_frames, blocks, draws_of, small, views_of
 
 from m3l_model.augment import REFERENCE_SCALES, Batch, reference_weak, strong, weak
 from m3l_model.data import NetworkFrame
 from m3l_model.draws import Purpose, StepDraws
 from m3l_model.labels import IGNORE_ID
-from m3l_model.recipe import TrainConfig, load_config
-from m3l_model.views import Views, draw_missing, make_views
+from m3l_model.recipe import load_config
+from m3l_model.views import draw_missing, make_views
 
 CPU = torch.device("cpu")
 
@@ -21,10 +21,6 @@ CPU = torch.device("cpu")
 def block_batch(count: int) -> Batch:
     rgb, depth, labels = map(torch.from_numpy, blocks(count))
     return Batch(rgb.float(), depth.float() / 1000, labels.long(), torch.zeros(count, 2, dtype=torch.bool))
-
-
-def draws_of(count: int, seed: int = 0, step: int = 0) -> StepDraws:
-    return StepDraws(seed, step, tuple(range(count)))
 
 
 @given(
@@ -105,13 +101,6 @@ def test_strong_augmentation_keeps_labels_range_and_holes() -> None:
     assert disturbed.rgb.min() >= 0
     assert disturbed.rgb.max() <= 255
     assert not torch.equal(disturbed.rgb, batch.rgb)
-
-
-def views_of(config: TrainConfig, step: int = 0, seed: int = 0) -> Views:
-    counts = config.step_frames(step)
-    columns = zip(*block_frames(sum(counts)), strict=True)
-    frames = NetworkFrame(*(torch.from_numpy(np.stack(column)) for column in columns))
-    return make_views(config, frames, draws_of(sum(counts), seed, step), counts.labelled, CPU)
 
 
 def seen(recipe: str, steps: int = 12) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -7,10 +7,13 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from m3l_model.data import NetworkFrame, StepSampler, read_batches
+from m3l_model.draws import StepDraws
 from m3l_model.recipe import TrainConfig
 from m3l_model.shared_batches import LazySamples
+from m3l_model.views import Views, make_views
 
 
 def small(config: TrainConfig, **changes: object) -> TrainConfig:
@@ -60,3 +63,14 @@ def batches(
     steps = [config.step_frames(step) for step in range(config.steps)]
     sampler = StepSampler(range(labelled), range(labelled, count), steps, seed, 0, rank, ranks)
     return read_batches(block_frames(count), sampler, 0)
+
+
+def draws_of(count: int, seed: int = 0, step: int = 0) -> StepDraws:
+    return StepDraws(seed, step, tuple(range(count)))
+
+
+def views_of(config: TrainConfig, step: int = 0, seed: int = 0) -> Views:
+    counts = config.step_frames(step)
+    columns = zip(*block_frames(sum(counts)), strict=True)
+    frames = NetworkFrame(*(torch.from_numpy(np.stack(column)) for column in columns))
+    return make_views(config, frames, draws_of(sum(counts), seed, step), counts.labelled, torch.device("cpu"))
