@@ -39,14 +39,21 @@ ROWS: dict[str, tuple[str, Fields]] = {
     "mean_teacher_dropout": ("mean_teacher_dropout", {}),
     "m3l_tuned": ("mean_teacher_dropout", {"masking": "student"}),
     "m3l_paper": ("m3l_paper", {}),
-    "m3l": ("m3l", {"second_labelled": "same"}),
+    "m3l": ("m3l", {}),
     "rgb_supervised": ("rgb_supervised", _ALONE),
     "rgb_mean_teacher": ("rgb_mean_teacher", {}),
 }
 """Row by row the recipe of config/train and the fields that are replaced."""
 
+ABLATIONS: dict[str, tuple[str, Fields]] = {
+    "m3l_no_cutmix": ("m3l", {"cutmix": False}),
+    "m3l_hard_labels": ("m3l", {"pseudo_labels": "hard"}),
+    "m3l_no_burn_in": ("m3l", {"pseudo_start": 0}),
+    "m3l_weak": ("m3l", {"strong_augmentation": False, "cutmix": False}),
+}
+"""``m3l`` with a part left out."""
+
 LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
-LEARNS_MASK_TOKEN = frozenset({"supervised_dropout", "mean_teacher_dropout", "m3l_tuned", "m3l_paper", "m3l"})
 
 
 def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
@@ -54,17 +61,17 @@ def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
 
     Args:
         setting: ``NYUV2`` or ``SYNTHETIC``.
-        row: of ``ROWS``; that of the paper keeps what is the reference's but for the sizes.
+        row: of ``ROWS`` or ``ABLATIONS``; that of the paper keeps what is the reference's but for the sizes.
         learning_rate: of the other rows.
     """
-    name, fields = ROWS[row]
+    name, fields = {**ROWS, **ABLATIONS}[row]
     if row == "m3l_paper":
         sizes = {key: HARNESS[key] for key in ("backbone", "labelled_batch", "unlabelled_batch")}
         return load_config(name, **sizes, **setting, crop_pixels=setting["short_side"])
-    schedule = (
-        {"pseudo_start": setting["steps"] // 3, "pseudo_ramp": setting["steps"] // 6} if row == "m3l" else {}
-    )
-    return load_config(name, **{**HARNESS, **setting, **schedule, **fields, "learning_rate": learning_rate})
+    if name == "m3l":
+        start, ramp = setting["steps"] // 3, setting["steps"] // 6
+        fields = {"second_labelled": "same", "pseudo_start": start, "pseudo_ramp": ramp, **fields}
+    return load_config(name, **{**HARNESS, **setting, **fields, "learning_rate": learning_rate})
 
 
 def digest(config: TrainConfig) -> str:

@@ -28,7 +28,7 @@ share_cores(os.environ)
 import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 from nyuv2_data import LABELS, NyuBags  # noqa: E402
-from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, NYUV2, ROWS, config_of, digest  # noqa: E402
+from rows import ABLATIONS, LEARNING_RATES, NYUV2, ROWS, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -49,7 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs; 5 GB")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *ABLATIONS], default=list(ROWS))
     parser.add_argument("--draws", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
     parser.add_argument(
@@ -116,12 +116,12 @@ def run_one(
             "gflop": config.steps * _gflop_of_last_step(config, frames),
             "loss_supervised": read_log(out)[-1]["loss_supervised"],
             "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
-            "validation": _scores(bags, "validation", row, config, frames, out, None),
+            "validation": _scores(bags, "validation", config, frames, out, None),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         _write(path, result)
     if test and "test" not in result:
-        result["test"] = _scores(bags, "test", row, config, frames, out, result["validation"]["fill"])
+        result["test"] = _scores(bags, "test", config, frames, out, result["validation"]["fill"])
         _write(path, result)
     return True
 
@@ -129,7 +129,6 @@ def run_one(
 def _scores(
     bags: NyuBags,
     part: str,
-    row: str,
     config: TrainConfig,
     frames: TrainingFrames,
     out: Path,
@@ -138,7 +137,7 @@ def _scores(
     """Score the final teacher and the one that was best on validation; what fills a gap is chosen on validation."""
     whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
     choices: list[Any] = [None]
-    if row not in LEARNS_MASK_TOKEN and config.modalities == "both":
+    if config.masking == "none" and config.modalities == "both":
         choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
     final = [(score(out / "checkpoint.safetensors", whole, holes, fill), fill) for fill in choices]
     scores, fill = max(final, key=lambda pair: pair[0]["robust"])

@@ -24,7 +24,7 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 
-from rows import LEARNING_RATES, LEARNS_MASK_TOKEN, SYNTHETIC, config_of, digest  # noqa: E402
+from rows import LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
 
 from m3l_model.bag_dataset import RgbdBagDataset  # noqa: E402
@@ -95,7 +95,7 @@ def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]
     if train(config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True) is None:
         return False
     dataset = RgbdBagDataset([scored], LABELS)
-    choices: list[Any] = [None] if row in LEARNS_MASK_TOKEN else list(fills(config, frames))
+    choices: list[Any] = list(fills(config, frames)) if config.masking == "none" else [None]
     scores = [score(out / "checkpoint.safetensors", dataset, dataset, fill) for fill in choices]
     miou = max(scores, key=lambda found: found["robust"])
     del miou["holes"]

@@ -46,7 +46,7 @@ def test_validation_is_in_blocks_with_gaps(lists: dict[str, list[str]], shared_d
 
 def test_rows_share_the_harness(rows: Any) -> None:
     for setting in (rows.NYUV2, rows.SYNTHETIC):
-        configs = {row: rows.config_of(setting, row, 0.001) for row in rows.ROWS}
+        configs = {row: rows.config_of(setting, row, 0.001) for row in (*rows.ROWS, *rows.ABLATIONS)}
         assert len({rows.digest(config) for config in configs.values()}) == len(configs)
         shared = [name for name in {**rows.HARNESS, **setting} if name != "labelled_batch"]
         for row, config in configs.items():
