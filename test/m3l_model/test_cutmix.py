@@ -51,7 +51,7 @@ def test_what_a_pair_gets_does_not_depend_on_who_else_is_in_the_process() -> Non
     assert torch.equal(whole.of(2, 4).source, rest.source)
 
 
-def test_colour_depth_labels_and_pseudo_labels_are_pasted_alike() -> None:
+def test_colour_depth_and_labels_are_pasted_alike_and_the_teacher_sees_whole_images() -> None:
     config = small(load_config("m3l"), labelled_batch=4, unlabelled_batch=4, strong_augmentation=False)
     plain, mixed = (views_of(dataclasses.replace(config, cutmix=cutmix)) for cutmix in (False, True))
     assert mixed.cut is not None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from training_samples import batches, blocks, small
+from training_samples import batches, blocks, small, views_of
 
 from m3l_model import LinearFusionSegmenter, Predictor
 from m3l_model.labels import LabelSet
@@ -108,6 +108,23 @@ def test_soft_pseudo_labels_are_probabilities_of_which_the_hard_ones_are_the_gre
     assert found["soft"].shape == (2, 3, 32, 48)
     torch.testing.assert_close(found["soft"].sum(1), torch.ones(2, 32, 48))
     assert torch.equal(found["soft"].argmax(1), found["hard"])
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_pseudo_labels_are_pasted_as_their_images_are(kind: str) -> None:
+    sizes = {"labelled_batch": 4, "unlabelled_batch": 4}
+    config = small(load_config("m3l"), pseudo_labels=kind, pseudo_frames="all", **sizes)
+    learner, _ = learner_of(config)
+    views = views_of(config)
+    assert views.teacher is not None
+    assert views.cut is not None
+    plain = learner.pseudo_labels(views.teacher)[views.pseudo_of]
+    found = learner.losses(0, views).pseudo_labels
+    assert found is not None
+    assert torch.equal(found, views.cut.paste(plain))
+    moved = found != plain if kind == "hard" else (found != plain).any(1)
+    assert moved.any()
+    assert not (moved & ~views.cut.inside).any()
 
 
 def test_a_learner_goes_on_from_its_state_to_the_same_bits() -> None:
