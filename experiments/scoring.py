@@ -33,7 +33,7 @@ def fills(config: TrainConfig, frames: TrainingFrames) -> list[Fill]:
     samples = [frames.dataset[position] for position in positions]
     mean_rgb = np.mean([sample.rgb for sample in samples], 0).round().astype(np.uint8)
     metres = np.array([to_metres(sample.depth) for sample in samples])
-    mean_depth = metres.sum(0) / np.maximum(1, (metres > 0).sum(0))
+    mean_depth = (metres.sum(0) / np.maximum(1, (metres > 0).sum(0))).astype(np.float32)
     zero_rgb = np.broadcast_to(np.round(np.array(RGB_MEAN) * 255).astype(np.uint8), mean_rgb.shape)
     middle = np.full(mean_depth.shape, sum(config.depth_range) / 2, np.float32)
     return [Fill("zeros", np.ascontiguousarray(zero_rgb), middle), Fill("mean", mean_rgb, mean_depth)]
