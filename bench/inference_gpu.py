@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--reference", type=Path, help="clone of harshm121/M3L, see inference_baselines.py")
+    parser.add_argument("--reference", type=Path, help="clone of harshm121/M3L")
     parser.add_argument("--checkpoint", type=Path, help="trained model for the comparison of labels")
     parser.add_argument("--bag", type=Path, help="labelled frames for it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the plot and the profiles")

@@ -24,13 +24,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(REPOSITORY))
 
-from inference_baselines import CLASSES, check_reference, import_reference  # noqa: E402
-
+from m3l_model.baselines import check_reference, import_reference  # noqa: E402
 from m3l_model.bench import memory_mb  # noqa: E402
 
 SIZE = (256, 256)
+CLASSES = 13
 LABELLED = UNLABELLED = 2
 TIME_TARGET, MEMORY_TARGET = 0.6, 0.7
 

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure inference: latency, memory and arithmetic of a model on frames of one size."""
+"""Measure inference in turn: latency, memory and arithmetic of models, and of those they are compared with."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from m3l_model.openmp import leave_cores_to_torch
+
+if TYPE_CHECKING:
+    from m3l_model.segmenter import LinearFusionSegmenter
 
 STATES = ("both", "rgb_only", "depth_only")
 _WARM_UP = 3
@@ -24,10 +31,14 @@ class Case:
     """What is measured.
 
     Attributes:
-        model: a checkpoint, an ONNX file, or a backbone with random weights and 13 classes.
-        device, precision, threads: as for ``Predictor``.
+        model: a checkpoint, an ONNX file, or a backbone with random weights and 13 classes; of a baseline, whose
+            backbone and number of classes it has.
+        device, precision, threads: as for ``Predictor``; a baseline's precision is fp32 or fp16.
         size: (H, W) of the images.
-        state: one of ``STATES``: which modalities the frames have.
+        state: one of ``STATES``: which modalities the frames have; those of the reference have both, those of
+            transformers' SegFormer colour.
+        implementation: ours goes from uint8 and uint16 images to labels, baselines go from normalised tensors.
+        reference: a clone of the reference implementation, where that is measured.
     """
 
     model: str
@@ -36,6 +47,8 @@ class Case:
     threads: int = 0
     size: tuple[int, int] = (480, 640)
     state: str = "both"
+    implementation: Literal["ours", "reference", "transformers"] = "ours"
+    reference: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Measurement:
 
     Attributes:
         device, precision: those that were chosen.
-        latencies: of the frames, s, from NumPy images to NumPy labels.
+        latencies: of the frames, s, to NumPy labels.
         gflop: multiplications and additions of the network for one frame, in thousands of millions; None for ONNX.
         memory_mb: the peak of the GPU's memory, or of the process's above what it has after imports.
     """
@@ -65,55 +78,112 @@ class Measurement:
         return 1 / statistics.fmean(self.latencies)
 
 
-def measure_each(cases: Sequence[Case], frames: int) -> list[Measurement]:
-    """Measure cases in a process of their own each, so that none finds another's memory or settings.
+class _Subject(NamedTuple):
+    """A case that is ready: one frame of it, where it runs, and how its arithmetic is counted."""
+
+    frame: Callable[[], object]
+    device: Any
+    precision: Any
+    gflop: Callable[[], float | None]
+
+
+def measure_in_turn(cases: Sequence[Case], frames: int) -> list[Measurement]:
+    """Measure cases side by side: each in a process of its own, one frame of each in turn.
+
+    So none finds another's memory or settings, and whatever else the machine does meets them all alike.
 
     Args:
         cases: what to measure.
-        frames: how many, after a warm-up.
+        frames: how many of each, after a warm-up; before each goes one that is not timed.
+
+    Raises:
+        M3LError: a case cannot be measured, such as for want of its file.
+        RuntimeError: a process died, as for want of memory.
     """
     context = multiprocessing.get_context("spawn")
-    results: list[Measurement] = []
-    for case in cases:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_measure_in_child, args=(theirs, case, frames), daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            answer = ours.recv()
-        except EOFError:
-            raise RuntimeError(f"the process that measured {case} died") from None
-        finally:
-            process.join()
-        if isinstance(answer, Exception):
-            raise answer
-        results.append(answer)
-    return results
-
-
-def _measure_in_child(connection: Connection, case: Case, frames: int) -> None:
+    connections: list[Connection] = []
+    processes = []
     try:
-        connection.send(measure(case, frames))
+        for case in cases:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, case), daemon=True)
+            with _environment(case):
+                process.start()
+            theirs.close()
+            connections.append(ours)
+            processes.append(process)
+            _receive(ours, case)  # one after the other: loading disturbs
+        latencies: list[list[float]] = [[] for _ in cases]
+        for number in range(frames):
+            for i in range(len(cases)) if number % 2 else reversed(range(len(cases))):
+                connections[i].send("frame")
+                latencies[i].append(_receive(connections[i], cases[i]))
+        results = []
+        for case, connection, seconds in zip(cases, connections, latencies, strict=True):
+            connection.send("end")
+            device, precision, gflop, memory = _receive(connection, case)
+            results.append(Measurement(device, precision, tuple(seconds), gflop, memory))
+        return results
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            process.join()
+
+
+@contextlib.contextmanager
+def _environment(case: Case) -> Iterator[None]:
+    """Have a process started here find the environment that users of the implementation have."""
+    before = dict(os.environ)
+    if case.implementation != "ours":
+        leave_cores_to_torch(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _receive(connection: Connection, case: Case) -> Any:
+    try:
+        answer = connection.recv()
+    except EOFError:
+        raise RuntimeError(f"the process that measured {case} died") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _serve(connection: Connection, case: Case) -> None:
+    """Load, then time a frame whenever asked to, in this process, which should be a fresh one."""
+    try:
+        import torch
+
+        import m3l_model.baselines
+        import m3l_model.predictor  # noqa: F401
+
+        if case.implementation == "transformers":
+            with contextlib.suppress(ImportError):  # told when it is prepared
+                import transformers.models.segformer.modeling_segformer  # noqa: F401
+        before = memory_mb("VmRSS")
+        subject = _prepare(case)
+        for _ in range(_WARM_UP):
+            subject.frame()
+        connection.send("ready")
+        while connection.recv() == "frame":
+            subject.frame()
+            begin = time.perf_counter()
+            subject.frame()
+            connection.send(time.perf_counter() - begin)
+        if subject.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(subject.device) / 1e6
+        else:
+            memory = memory_mb("VmHWM") - before
+        precision = str(subject.precision).removeprefix("torch.")
+        connection.send((str(subject.device), precision, subject.gflop(), memory))
+    except (EOFError, BrokenPipeError):  # another case failed
+        return
     except Exception as error:  # the parent tells the user
         connection.send(error)
-
-
-def measure(case: Case, frames: int) -> Measurement:
-    """Measure in this process, which should be a fresh one."""
-    import torch
-
-    predictor_class: Any = _import_predictor()
-    before = memory_mb("VmRSS")
-    predictor, gflop = _prepare(case, predictor_class)
-    rgb, depth = random_frame(case.size)
-    images = {"both": (rgb, depth), "rgb_only": (rgb, None), "depth_only": (None, depth)}[case.state]
-    latencies = time_calls(lambda: predictor.predict(*images, with_confidence=False), frames)
-    if predictor.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(predictor.device) / 1e6
-    else:
-        memory = memory_mb("VmHWM") - before
-    precision = str(predictor.precision).removeprefix("torch.")
-    return Measurement(str(predictor.device), precision, tuple(latencies), gflop, memory)
 
 
 def time_calls(call: Callable[[], object], count: int) -> list[float]:
@@ -149,45 +219,78 @@ def memory_mb(field: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":")), float("nan"))
 
 
-def _import_predictor() -> Any:
-    from m3l_model.predictor import Predictor
+def _prepare(case: Case) -> _Subject:
+    """Load the model, or make one."""
+    import torch
 
-    return Predictor
+    from m3l_model.predictor import Predictor, choose_device
+
+    rgb, depth = random_frame(case.size)
+    images = {"both": (rgb, depth), "rgb_only": (rgb, None), "depth_only": (None, depth)}[case.state]
+
+    def subject_of(predictor: Predictor, gflop: Callable[[], float | None]) -> _Subject:
+        def frame() -> object:
+            return predictor.predict(*images, with_confidence=False)
+
+        return _Subject(frame, predictor.device, predictor.precision, gflop)
+
+    settings = (case.device, case.precision, case.threads)
+    if case.implementation == "ours" and case.model.endswith(".onnx"):
+        return subject_of(Predictor.from_checkpoint(case.model, *settings), lambda: None)
+    model = _model(case.model)
+    if case.implementation == "ours":
+        assert model.metadata is not None
+        size = model.metadata.preprocessing.input_size(*case.size)
+        return subject_of(
+            Predictor(model, *settings), lambda: count_gflop(model.backbone, model.num_classes, size)
+        )
+
+    from m3l_model.baselines import reference_frame, transformers_frame
+
+    device = choose_device(case.device)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[case.precision]
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    if case.implementation == "transformers":
+        frame = transformers_frame(model.backbone, model.num_classes, case.size, device, dtype)
+    else:
+        assert case.reference is not None
+        frame = reference_frame(case.reference, model.backbone, model.num_classes, case.size, device)
+    return _Subject(frame, device, dtype, lambda: _counted(frame))
 
 
-def _prepare(case: Case, predictor_class: Any) -> tuple[Any, float | None]:
-    """Load the model, or make one, and count its arithmetic."""
+def _model(name: str) -> LinearFusionSegmenter:
+    """Read a checkpoint, or make a network of a backbone, with metadata."""
     from m3l_model.checkpoint import Metadata, load_checkpoint
     from m3l_model.labels import LabelSet
     from m3l_model.mit import BACKBONES
     from m3l_model.preprocessing import Preprocessing
     from m3l_model.segmenter import LinearFusionSegmenter
 
-    settings = (case.device, case.precision, case.threads)
-    if case.model.endswith(".onnx"):
-        return predictor_class.from_checkpoint(case.model, *settings), None
-    if case.model in BACKBONES:
-        model = LinearFusionSegmenter(case.model, 13)
-        model.metadata = Metadata(LabelSet.generic(13), Preprocessing())
-    else:
-        model = load_checkpoint(case.model)
-    assert model.metadata is not None
-    size = model.metadata.preprocessing.input_size(*case.size)
-    gflop = count_gflop(model.backbone, model.num_classes, size)
-    return predictor_class(model, *settings), gflop
+    if name not in BACKBONES:
+        return load_checkpoint(name)
+    model = LinearFusionSegmenter(name, 13)
+    model.metadata = Metadata(LabelSet.generic(13), Preprocessing())
+    return model
 
 
 def count_gflop(backbone: str, num_classes: int, size: tuple[int, int]) -> float:
     """Count the multiplications and additions of the network on one frame of the network's size, in 10^9."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
     from m3l_model.segmenter import LinearFusionSegmenter
 
     with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model = LinearFusionSegmenter(backbone, num_classes).eval()
         image = torch.empty(1, 3, *size)
-        with FlopCounterMode(display=False) as counter:
-            model.quarter_logits(image, image)
+        return _counted(lambda: model.quarter_logits(image, image))
+
+
+def _counted(call: Callable[[], object]) -> float:
+    """Count the multiplications and additions of a call, in 10^9."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
     return counter.get_total_flops() / 1e9

@@ -22,3 +22,13 @@ def share_cores(environ: MutableMapping[str, str]) -> None:
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def leave_cores_to_torch(environ: MutableMapping[str, str]) -> None:
+    """Take back what ``share_cores`` has set, for a program that is measured as its users run it.
+
+    Args:
+        environ: the environment of the process that starts that program.
+    """
+    if environ.get("GOMP_SPINCOUNT") == _SPINS and environ.get("OMP_WAIT_POLICY") == "PASSIVE":
+        del environ["GOMP_SPINCOUNT"], environ["OMP_WAIT_POLICY"]

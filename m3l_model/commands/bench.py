@@ -4,11 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+from pathlib import Path
 
+from m3l_model.bench import Case, measure_in_turn
 from m3l_model.commands.bag_options import positive
 from m3l_model.commands.export import image_size
 
 HELP = "measure latency, memory and arithmetic of a model on this machine"
+
+_COLUMNS = {
+    **{"model": 24, "device": 8, "precision": 10, "size": 10, "state": 11},
+    **{"p50 ms": 8, "p95 ms": 8, "ratio": 7, "frames/s": 9, "GFLOP": 7, "MB": 7},
+}
+"""Of the table, with their widths."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,31 +41,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
     parser.add_argument("--frames", type=positive, default=30, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--transformers",
+        action="store_true",
+        help="also measure transformers' SegFormer of the same backbone, on colour alone",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="CLONE",
+        help="also measure the paper's implementation, of which this is a clone",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every combination in a process of its own, and print a table."""
-    import itertools
-
-    from m3l_model.bench import Case, measure_each
-
-    header = ("model", "device", "precision", "size", "state", "p50 ms", "p95 ms", "frames/s", "GFLOP", "MB")
-    widths = (24, 8, 10, 10, 11, 8, 8, 9, 7, 7)
-    print("".join(f"{name:<{width}}" for name, width in zip(header, widths, strict=True)))
-    for model, size, precision, state in itertools.product(args.model, args.size, args.precision, args.state):
-        case = Case(model, args.device, precision, args.threads, size, state)
-        (found,) = measure_each([case], args.frames)
-        values = (
-            model[-23:],
-            found.device,
-            found.precision,
-            f"{size[0]}x{size[1]}",
-            state,
-            f"{1e3 * found.percentile(50):.1f}",
-            f"{1e3 * found.percentile(95):.1f}",
-            f"{found.rate:.1f}",
-            "-" if found.gflop is None else f"{found.gflop:.1f}",
-            f"{found.memory_mb:.0f}",
-        )
-        print("".join(f"{value:<{width}}" for value, width in zip(values, widths, strict=True)), flush=True)
+    """Measure all combinations of a size in turn, each in a process of its own, and print a table."""
+    print("".join(f"{name:<{width}}" for name, width in _COLUMNS.items()))
+    for size in args.size:
+        cases = _cases(args, size)
+        found = measure_in_turn(cases, args.frames)
+        for case, measured in zip(cases, found, strict=True):
+            name = case.model if case.implementation == "ours" else f"{case.implementation} {case.model}"
+            values = (
+                name[-23:],
+                measured.device,
+                measured.precision,
+                f"{size[0]}x{size[1]}",
+                case.state,
+                f"{1e3 * measured.percentile(50):.1f}",
+                f"{1e3 * measured.percentile(95):.1f}",
+                f"{measured.percentile(50) / found[0].percentile(50):.2f}",
+                f"{measured.rate:.1f}",
+                "-" if measured.gflop is None else f"{measured.gflop:.1f}",
+                f"{measured.memory_mb:.0f}",
+            )
+            print(
+                "".join(f"{value:<{width}}" for value, width in zip(values, _COLUMNS.values(), strict=True))
+            )
+    print("ratio: p50 over that of the first row of the same size; all rows of a size take turns")
     return 0
+
+
+def _cases(args: argparse.Namespace, size: tuple[int, int]) -> list[Case]:
+    """Give our models in all precisions and states, then what each is compared with."""
+    from m3l_model.predictor import choose_device
+
+    cases = [
+        Case(model, args.device, precision, args.threads, size, state)
+        for model, precision, state in itertools.product(args.model, args.precision, args.state)
+    ]
+    half = "fp32" if choose_device(args.device).type == "cpu" else "fp16"
+    for model in args.model:
+        if model.endswith(".onnx"):
+            continue
+        if args.reference:
+            reference = Case(
+                model, args.device, "fp32", args.threads, size, "both", "reference", args.reference
+            )
+            cases.append(reference)
+        if args.transformers:
+            cases.append(Case(model, args.device, half, args.threads, size, "rgb_only", "transformers"))
+    return cases

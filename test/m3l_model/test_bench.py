@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 
 from m3l_model import M3LError
-from m3l_model.bench import Case, Measurement, count_gflop, measure_each, random_frame
+from m3l_model.bench import Case, Measurement, count_gflop, measure_in_turn, random_frame
 from m3l_model.cli import main
 
 
@@ -36,7 +38,24 @@ def test_a_frame_has_the_size_asked_for() -> None:
 
 def test_errors_of_the_measuring_process_reach_the_caller() -> None:
     with pytest.raises(M3LError, match="no such checkpoint"):
-        measure_each([Case("no_such_file", "cpu")], frames=1)
+        measure_in_turn([Case("no_such_file", "cpu")], frames=1)
+
+
+def test_the_others_end_where_one_cannot_be_measured() -> None:
+    cases = [Case("mit_b0", "cpu", "fp32", 1, (64, 96)), Case("no_such_file", "cpu")]
+    with pytest.raises(M3LError, match="no such checkpoint"):
+        measure_in_turn(cases, frames=1)
+    assert not multiprocessing.active_children()
+
+
+def test_cases_take_turns_and_each_has_its_own_frames() -> None:
+    cases = [Case("mit_b0", "cpu", "fp32", 1, size) for size in ((64, 96), (256, 384))]
+    small, large = measure_in_turn(cases, frames=3)
+    assert len(small.latencies) == len(large.latencies) == 3
+    assert small.gflop is not None
+    assert large.gflop is not None
+    assert large.gflop > 10 * small.gflop
+    assert large.percentile(50) > small.percentile(50)
 
 
 def test_the_command_prints_a_row_for_each_combination(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,10 +72,11 @@ def test_the_command_prints_a_row_for_each_combination(capsys: pytest.CaptureFix
         "2",
     ]
     assert main(["bench", "mit_b0", *arguments, "--state", "both"]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, _ = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["model", "device", "precision"]
     assert row.split()[:5] == ["mit_b0", "cpu", "float32", "64x96", "both"]
     assert 0 < float(row.split()[5]) < 10_000
+    assert float(row.split()[7]) == 1
     assert 0 < float(row.split()[-1]) < 2000
 
 
