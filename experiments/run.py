@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def run_one(
             "threads": torch.get_num_threads(),
             "steps": config.steps,
             "images": sum(sum(config.step_frames(step)) for step in range(config.steps)),
-            "gflop": config.steps * _gflop_of_last_step(config, frames),
+            "gflop": _gflop(config, frames),
             "loss_supervised": read_log(out)[-1]["loss_supervised"],
             "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
             "validation": _scores(bags, "validation", config, frames, out, None),
@@ -150,16 +151,20 @@ def _scores(
     }
 
 
-def _gflop_of_last_step(config: TrainConfig, frames: TrainingFrames) -> float:
-    """Count what a step with all its losses computes."""
+def _gflop(config: TrainConfig, frames: TrainingFrames) -> float:
+    """Count what all steps compute: one of each kind, times how many there are of it."""
     fabric = Fabric(accelerator="cpu", devices=1)
-    learner = Learner(config, new_network(config, LABELS, 0), fabric)
     steps = [config.step_frames(step) for step in range(config.steps)]
-    sampler = StepSampler(frames.labelled, frames.unlabelled, steps, 0, config.steps - 1)
-    batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, 0)
-    with FlopCounterMode(display=False) as counter:
-        list(learn(learner, batches, 0, config.steps - 1, fabric))
-    return float(counter.get_total_flops()) / 1e9
+    total = 0.0
+    for kind, count in Counter(steps).items():
+        step = steps.index(kind)
+        learner = Learner(config, new_network(config, LABELS, 0), fabric)
+        sampler = StepSampler(frames.labelled, frames.unlabelled, steps, 0, step)
+        batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, 0)
+        with FlopCounterMode(display=False) as counter:
+            next(learn(learner, batches, 0, step, fabric))
+        total += count * counter.get_total_flops() / 1e9
+    return total
 
 
 def _commit() -> str:

@@ -24,6 +24,7 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 
+from paired import verdict  # noqa: E402
 from rows import LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
 
@@ -61,8 +62,9 @@ def main() -> int:
     found = _results("tune" if args.tune else "final")
     for run in found:
         figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in run["miou"].items())
-        print(f"{run['row']}, seed {run['seed']}, rate {run['learning_rate']:g}: {figures}")
+        print(f"- {run['row']}, seed {run['seed']}, rate {run['learning_rate']:g}: {figures}")
     if not args.tune:
+        _table(found)
         _plot(found)
     return 0
 
@@ -118,8 +120,27 @@ def _results(kind: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
 
 
+def _by_seed(runs: list[dict[str, Any]], row: str, column: str) -> dict[int, float]:
+    return {run["seed"]: 100 * run["miou"][column] for run in runs if run["row"] == row}
+
+
+def _table(runs: list[dict[str, Any]]) -> None:
+    """Print the means over seeds as Markdown, and what the last row has more than the others."""
+    columns = ("both", "rgb_only", "depth_only", "robust")
+    print(f"\n| row | seeds | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
+    found = [row for row in ROWS if _by_seed(runs, row, "robust")]
+    for row in found:
+        means = (statistics.mean(_by_seed(runs, row, column).values()) for column in columns)
+        seeds = ", ".join(map(str, _by_seed(runs, row, "robust")))
+        print(f"| {row} | {seeds} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    print()
+    for row in found[:-1]:
+        difference = verdict(_by_seed(runs, found[-1], "robust"), _by_seed(runs, row, "robust"))
+        print(f"robust, {found[-1]} - {row}: {difference}")
+
+
 def _plot(runs: list[dict[str, Any]]) -> None:
-    """Draw every run's robust mIoU and the means, and print the means."""
+    """Draw every run's robust mIoU and the means."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -127,11 +148,10 @@ def _plot(runs: list[dict[str, Any]]) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 3.5))
     for place, row in enumerate(ROWS):
-        values = [100 * run["miou"]["robust"] for run in runs if run["row"] == row]
+        values = list(_by_seed(runs, row, "robust").values())
         if values:
             axes.bar(place, statistics.mean(values), color="lightsteelblue")
             axes.plot([place] * len(values), values, "o", color="navy")
-            print(f"{row}: robust mIoU {statistics.mean(values):.1f} over {len(values)} seeds")
     axes.set_xticks(range(len(ROWS)), ROWS)
     axes.set_ylabel("robust mIoU, %")
     figure.tight_layout()

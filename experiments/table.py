@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from paired import verdict
+
 RESULTS = Path(__file__).resolve().parent / "results" / "nyuv2"
 COLUMNS = ("both", "rgb_only", "depth_only", "robust", "holes")
-T_975 = {2: 12.706, 3: 4.303}
-"""Student's t for 95 % intervals of so many differences."""
 
 
 def main() -> int:
@@ -40,7 +39,8 @@ def main() -> int:
     print()
     for row, of_row in chosen.items():
         if row != args.against and args.against in chosen:
-            print(_difference(args.against, chosen[args.against], row, of_row, args.part))
+            difference = verdict(_robust(chosen[args.against], args.part), _robust(of_row, args.part))
+            print(f"robust, {args.against} - {row}: {difference}")
     print(f"\n{len(runs)} runs:")
     for run in runs:
         figures = ", ".join(f"{name} {100 * run[args.part]['final'][name]:.1f}" for name in COLUMNS)
@@ -69,18 +69,8 @@ def _line(row: str, of_row: dict[int, dict[str, Any]], part: str) -> str:
     )
 
 
-def _difference(
-    name: str, one: dict[int, dict[str, Any]], other_name: str, other: dict[int, dict[str, Any]], part: str
-) -> str:
-    shared = sorted(one.keys() & other.keys())
-    values = [100 * (one[d][part]["final"]["robust"] - other[d][part]["final"]["robust"]) for d in shared]
-    text = f"robust, {name} - {other_name}: {', '.join(f'{value:+.1f}' for value in values)}"
-    if len(values) < 2:
-        return f"{text}: not shown ({len(values)} draw)"
-    mean = statistics.mean(values)
-    half = T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    better = len(values) == 3 and min(values) * max(values) > 0 and abs(mean) > half
-    return f"{text}: {mean:+.1f} ± {half:.1f}: {'shown' if better else 'not shown'}"
+def _robust(of_row: dict[int, dict[str, Any]], part: str) -> dict[int, float]:
+    return {draw: 100 * run[part]["final"]["robust"] for draw, run in of_row.items()}
 
 
 if __name__ == "__main__":

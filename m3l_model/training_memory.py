@@ -25,6 +25,9 @@ _BYTES_OF_PIXEL = {
 _BYTES_OF_PIXEL_AND_CLASS = 16
 """Of one output's logits at full size, their softmax and its gradient."""
 
+_BYTES_OF_SOFT_LABEL = 8
+"""Of a pixel and class: the teacher's probabilities, and the same after CutMix."""
+
 _STATES = 5
 """Copies of the parameters: student, gradients, two moments, teacher."""
 
@@ -41,7 +44,11 @@ def step_bytes(config: TrainConfig, num_classes: int, parameters: int, size: tup
     frames = config.step_frames(config.steps - 1)
     samples = sum(frames) + (config.labelled_batch if config.second_labelled == "same" else 0)
     pixel = _BYTES_OF_PIXEL[config.backbone] + _BYTES_OF_PIXEL_AND_CLASS * num_classes
-    return samples * size[0] * size[1] * pixel + 4 * _STATES * parameters
+    soft = 0
+    if config.pseudo_labels == "soft":
+        pseudo = samples if config.pseudo_frames == "all" else frames.unlabelled
+        soft = pseudo * _BYTES_OF_SOFT_LABEL * num_classes
+    return size[0] * size[1] * (samples * pixel + soft) + 4 * _STATES * parameters
 
 
 def check_memory(needed: int, config: TrainConfig, device: torch.device) -> None:
