@@ -47,6 +47,7 @@ ROWS: dict[str, tuple[str, Fields]] = {
 
 ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_no_cutmix": ("m3l", {"cutmix": False}),
+    "m3l_no_strong": ("m3l", {"strong_augmentation": False}),
     "m3l_hard_labels": ("m3l", {"pseudo_labels": "hard"}),
     "m3l_no_burn_in": ("m3l", {"pseudo_start": 0}),
     "m3l_weak": ("m3l", {"strong_augmentation": False, "cutmix": False}),
