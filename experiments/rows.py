@@ -39,20 +39,19 @@ ROWS: dict[str, tuple[str, Fields]] = {
     "mean_teacher_dropout": ("mean_teacher_dropout", {}),
     "m3l_tuned": ("mean_teacher_dropout", {"masking": "student"}),
     "m3l_paper": ("m3l_paper", {}),
-    "m3l": ("m3l", {}),
+    "m3l": ("m3l", {"strong_augmentation": False}),
     "rgb_supervised": ("rgb_supervised", _ALONE),
     "rgb_mean_teacher": ("rgb_mean_teacher", {}),
 }
 """Row by row the recipe of config/train and the fields that are replaced."""
 
 ABLATIONS: dict[str, tuple[str, Fields]] = {
-    "m3l_no_cutmix": ("m3l", {"cutmix": False}),
-    "m3l_no_strong": ("m3l", {"strong_augmentation": False}),
-    "m3l_hard_labels": ("m3l", {"pseudo_labels": "hard"}),
-    "m3l_no_burn_in": ("m3l", {"pseudo_start": 0}),
-    "m3l_weak": ("m3l", {"strong_augmentation": False, "cutmix": False}),
+    "m3l_strong": ("m3l", {}),
+    "m3l_no_cutmix": ("m3l", {"strong_augmentation": False, "cutmix": False}),
+    "m3l_hard_labels": ("m3l", {"strong_augmentation": False, "pseudo_labels": "hard"}),
+    "m3l_no_burn_in": ("m3l", {"strong_augmentation": False, "pseudo_start": 0}),
 }
-"""``m3l`` with a part left out."""
+"""``m3l`` with strong augmentation, or with a part left out."""
 
 LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
 

@@ -25,12 +25,13 @@ share_cores(os.environ)
 
 
 from paired import verdict  # noqa: E402
-from rows import LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
+from rows import ABLATIONS, LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
 
 from m3l_model.bag_dataset import RgbdBagDataset  # noqa: E402
 from m3l_model.bags import BagFrames  # noqa: E402
 from m3l_model.labels import LabelSet  # noqa: E402
+from m3l_model.recipe import TrainConfig  # noqa: E402
 from m3l_model.training import Intervals, Machine, train  # noqa: E402
 from m3l_model.training_frames import TrainingFrames  # noqa: E402
 from m3l_ros.demo_bags import Recording, write_recording  # noqa: E402
@@ -50,13 +51,14 @@ def main() -> int:
     )
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
     parser.add_argument("--tune", action="store_true", help="choose learning rates, on other rooms")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *ABLATIONS], default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
     args = parser.parse_args()
     rooms = TUNED_ON if args.tune else SCORED_ON
     for seed in [0] if args.tune else args.seeds:
         for row in args.rows:
-            for rate in LEARNING_RATES if args.tune else [best_rate(row)]:
+            for rate in args.rates if args.tune else [best_rate(row, args.rates)]:
                 if not run_one(args.work, row, seed, rate, rooms):
                     return 0
     found = _results("tune" if args.tune else "final")
@@ -69,24 +71,30 @@ def main() -> int:
     return 0
 
 
-def best_rate(row: str) -> float:
+def best_rate(row: str, rates: list[float]) -> float:
     """Give the learning rate that was best on the rooms to tune on.
 
     Exits where they have not all been tried.
     """
-    found = {run["learning_rate"]: run["miou"]["robust"] for run in _results("tune") if run["row"] == row}
-    if found.keys() < set(LEARNING_RATES):
-        sys.exit(
-            f"{row}: run with --tune first; {len(found)} of {len(LEARNING_RATES)} learning rates are there"
-        )
+    found: dict[float, float] = {}
+    for rate in rates:
+        path = result_path("tune", row, 0, config_of(SYNTHETIC, row, rate))
+        if not path.is_file():
+            sys.exit(f"{row}: run with --tune first; learning rate {rate:g} is not there")
+        found[rate] = json.loads(path.read_text())["miou"]["robust"]
     return max(found, key=lambda rate: found[rate])
+
+
+def result_path(kind: str, row: str, seed: int, config: TrainConfig) -> Path:
+    """Give where a run's JSON lies; ``kind`` is tune or final."""
+    return RESULTS / f"{kind}-{row}-{seed}-{digest(config)}.json"
 
 
 def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]) -> bool:
     """Train and score, unless that has been done; False where a signal ended it."""
     config = config_of(SYNTHETIC, row, rate)
     kind = "tune" if rooms == TUNED_ON else "final"
-    path = RESULTS / f"{kind}-{row}-{seed}-{digest(config)}.json"
+    path = result_path(kind, row, seed, config)
     if path.is_file():
         return True
     first = 1000 + 100 * seed + (50 if kind == "tune" else 0)
