@@ -112,16 +112,14 @@ def measure_in_turn(cases: Sequence[Case], frames: int) -> list[Measurement]:
             theirs.close()
             connections.append(ours)
             processes.append(process)
-            _receive(ours, case)  # one after the other: loading disturbs
+            _ask(ours, "load", case)  # one after the other: loading disturbs
         latencies: list[list[float]] = [[] for _ in cases]
         for number in range(frames):
             for i in range(len(cases)) if number % 2 else reversed(range(len(cases))):
-                connections[i].send("frame")
-                latencies[i].append(_receive(connections[i], cases[i]))
+                latencies[i].append(_ask(connections[i], "frame", cases[i]))
         results = []
         for case, connection, seconds in zip(cases, connections, latencies, strict=True):
-            connection.send("end")
-            device, precision, gflop, memory = _receive(connection, case)
+            device, precision, gflop, memory = _ask(connection, "end", case)
             results.append(Measurement(device, precision, tuple(seconds), gflop, memory))
         return results
     finally:
@@ -143,10 +141,11 @@ def _environment(case: Case) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _receive(connection: Connection, case: Case) -> Any:
+def _ask(connection: Connection, what: str, case: Case) -> Any:
     try:
+        connection.send(what)
         answer = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise RuntimeError(f"the process that measured {case} died") from None
     if isinstance(answer, Exception):
         raise answer
@@ -156,6 +155,7 @@ def _receive(connection: Connection, case: Case) -> Any:
 def _serve(connection: Connection, case: Case) -> None:
     """Load, then time a frame whenever asked to, in this process, which should be a fresh one."""
     try:
+        connection.recv()
         import torch
 
         import m3l_model.baselines
@@ -180,7 +180,7 @@ def _serve(connection: Connection, case: Case) -> None:
             memory = memory_mb("VmHWM") - before
         precision = str(subject.precision).removeprefix("torch.")
         connection.send((str(subject.device), precision, subject.gflop(), memory))
-    except (EOFError, BrokenPipeError):  # another case failed
+    except (EOFError, ConnectionError):  # another case failed
         return
     except Exception as error:  # the parent tells the user
         connection.send(error)

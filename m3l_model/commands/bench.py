@@ -55,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure all combinations of a size in turn, each in a process of its own, and print a table."""
+    """Measure in turn what concerns one model and size, each case in a process of its own, and print a table."""
     print("".join(f"{name:<{width}}" for name, width in _COLUMNS.items()))
-    for size in args.size:
-        cases = _cases(args, size)
+    for model, size in itertools.product(args.model, args.size):
+        cases = _cases(args, model, size)
         found = measure_in_turn(cases, args.frames)
         for case, measured in zip(cases, found, strict=True):
-            name = case.model if case.implementation == "ours" else f"{case.implementation} {case.model}"
+            name = model if case.implementation == "ours" else f"{case.implementation} {model}"
             values = (
                 name[-23:],
                 measured.device,
@@ -75,30 +75,26 @@ def run(args: argparse.Namespace) -> int:
                 "-" if measured.gflop is None else f"{measured.gflop:.1f}",
                 f"{measured.memory_mb:.0f}",
             )
-            print(
-                "".join(f"{value:<{width}}" for value, width in zip(values, _COLUMNS.values(), strict=True))
-            )
-    print("ratio: p50 over that of the first row of the same size; all rows of a size take turns")
+            row = zip(values, _COLUMNS.values(), strict=True)
+            print("".join(f"{value:<{width}}" for value, width in row), flush=True)
+    print("ratio: p50 over that of the first row of this model and size, the rows of which took turns")
     return 0
 
 
-def _cases(args: argparse.Namespace, size: tuple[int, int]) -> list[Case]:
-    """Give our models in all precisions and states, then what each is compared with."""
-    from m3l_model.predictor import choose_device
-
+def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[Case]:
+    """Give a model in all precisions and states, then what it is compared with."""
+    common = (args.threads, size)
     cases = [
-        Case(model, args.device, precision, args.threads, size, state)
-        for model, precision, state in itertools.product(args.model, args.precision, args.state)
+        Case(model, args.device, precision, *common, state)
+        for precision, state in itertools.product(args.precision, args.state)
     ]
-    half = "fp32" if choose_device(args.device).type == "cpu" else "fp16"
-    for model in args.model:
-        if model.endswith(".onnx"):
-            continue
-        if args.reference:
-            reference = Case(
-                model, args.device, "fp32", args.threads, size, "both", "reference", args.reference
-            )
-            cases.append(reference)
-        if args.transformers:
-            cases.append(Case(model, args.device, half, args.threads, size, "rgb_only", "transformers"))
+    if model.endswith(".onnx"):
+        return cases
+    if args.reference:
+        cases.append(Case(model, args.device, "fp32", *common, "both", "reference", args.reference))
+    if args.transformers:
+        from m3l_model.predictor import choose_device
+
+        half = "fp32" if choose_device(args.device).type == "cpu" else "fp16"
+        cases.append(Case(model, args.device, half, *common, "rgb_only", "transformers"))
     return cases
