@@ -122,6 +122,9 @@ def run_one(
         }
         _write(path, result)
     if test and "test" not in result:
+        if not (out / "checkpoint.safetensors").is_file():
+            print(f"{path.name}: not tested, its model is not in {out}; remove {path} to train it again")
+            return True
         result["test"] = _scores(bags, "test", config, frames, out, result["validation"]["fill"])
         _write(path, result)
     return True
