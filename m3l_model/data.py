@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -171,8 +173,26 @@ def worker_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),
+        worker_init_fn=_end_with_parent_only,
         **options,
     )
+
+
+def _end_with_parent_only(worker: int) -> None:
+    """Have this worker end when its parent says so, not with a job's stop, which signals all processes of the job.
+
+    The parent still needs it for the step that it finishes then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def default_workers() -> int:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from training_samples import MemoryFrames, block_frames
 
 from m3l_model.bags import BagError
-from m3l_model.data import NetworkFrame, StepSampler, read_batches
+from m3l_model.data import NetworkFrame, StepSampler, read_batches, worker_loader
 from m3l_model.recipe import StepFrames
 
 
@@ -76,3 +78,17 @@ def test_an_error_in_a_worker_arrives_as_it_is() -> None:
         assert len(list(read_batches(frames, sampler_of_others, workers))) == 1
         with pytest.raises(BagError, match=r"^bag: frame 3 is damaged$"):
             list(read_batches(frames, sampler, workers))
+
+
+def test_a_worker_ends_on_its_parents_sigterm_and_on_no_other() -> None:
+    batches = iter(worker_loader(range(1000), 1))
+    next(batches)
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    for _ in range(20):
+        next(batches)
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0

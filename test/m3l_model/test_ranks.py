@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,14 @@ def run(ranks: int, *arguments: str) -> dict[str, object]:
     return found
 
 
-def test_sigterm_to_the_first_of_two_processes_stops_both_with_their_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "signalled"),
+    [(["--devices", "2", "--workers", "0"], os.kill), (["--workers", "2"], os.killpg)],
+    ids=["first of two ranks", "loader workers too"],
+)
+def test_sigterm_stops_all_processes_of_a_run_with_its_state(
+    tmp_path: Path, processes: list[str], signalled: Callable[[int, int], None]
+) -> None:
     write_bag(tmp_path / "bag")
     (tmp_path / "recipe.yaml").write_text(
         "{mean_teacher: true, short_side: 32, crop: 1.0, steps: 5000, labelled_batch: 2, unlabelled_batch: 2}"
@@ -41,8 +49,8 @@ def test_sigterm_to_the_first_of_two_processes_stops_both_with_their_state(tmp_p
     )
     out = tmp_path / "run"
     command = [sys.executable, "-m", "m3l_model", "train", "--bag", "bag", "--label-set", "labels.yaml"]
-    command += ["--config", "recipe.yaml", "--out", str(out), "--device", "cpu", "--devices", "2"]
-    command += ["--workers", "0", "--save-every", "1", "--allow-unlabelled-classes"]
+    command += ["--config", "recipe.yaml", "--out", str(out), "--device", "cpu", *processes]
+    command += ["--save-every", "1", "--allow-unlabelled-classes"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -57,7 +65,7 @@ def test_sigterm_to_the_first_of_two_processes_stops_both_with_their_state(tmp_p
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < ends, "no state was written"
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        signalled(process.pid, signal.SIGTERM)
         said, errors = process.communicate(timeout=60)
     finally:
         with contextlib.suppress(ProcessLookupError):
