@@ -168,7 +168,7 @@ def read_batches(dataset: ReadableDataset, sampler: StepSampler, workers: int) -
 
 def worker_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
     """A ``DataLoader`` that leaves torch's global generator alone, and whose workers share this process's memory."""
-    return DataLoader(
+    return _Loader(
         dataset,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
@@ -178,13 +178,25 @@ def worker_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]
     )
 
 
-def _end_with_parent_only(worker: int) -> None:
-    """Have this worker end when its parent says so, not with a job's stop, which signals all processes of the job.
+class _Loader(DataLoader[Any]):
+    """Its workers end when their parent says so, not with a job's stop, which signals all processes of the job.
 
-    The parent still needs it for the step that it finishes then.
+    The parent still needs them for the step that it finishes then.
     """
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGTERM}
+        )  # workers and their threads inherit it
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent_only(worker: int) -> None:
+    """Set up a worker of ``_Loader``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = os.getppid()
 
     def wait() -> None:

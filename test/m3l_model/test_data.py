@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import subprocess
 
 import pytest
@@ -81,6 +82,7 @@ def test_an_error_in_a_worker_arrives_as_it_is() -> None:
 
 
 def test_a_worker_ends_on_its_parents_sigterm_and_on_no_other() -> None:
+    gc.collect()  # iterators of tests before, which the worker would inherit and shut down
     batches = iter(worker_loader(range(1000), 1))
     next(batches)
     (worker,) = batches._workers  # type: ignore[attr-defined]
