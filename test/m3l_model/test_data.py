@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import gc
 import subprocess
 
 import pytest
@@ -65,6 +64,20 @@ def test_one_kind_of_frames_does_not_change_the_order_of_the_other() -> None:
     assert list(some) != list(StepSampler(range(9), range(9, 30), [StepFrames(3, 0, 0)] * 5, seed=2))
 
 
+def test_a_worker_ends_on_its_parents_sigterm_and_on_no_other() -> None:
+    batches = iter(worker_loader(range(1000), 1))
+    next(batches)
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    for _ in range(20):
+        next(batches)
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
 def test_an_error_in_a_worker_arrives_as_it_is() -> None:
     class Broken(MemoryFrames):
         def read(self, position: int, allocate: object = None) -> NetworkFrame:
@@ -79,18 +92,3 @@ def test_an_error_in_a_worker_arrives_as_it_is() -> None:
         assert len(list(read_batches(frames, sampler_of_others, workers))) == 1
         with pytest.raises(BagError, match=r"^bag: frame 3 is damaged$"):
             list(read_batches(frames, sampler, workers))
-
-
-def test_a_worker_ends_on_its_parents_sigterm_and_on_no_other() -> None:
-    gc.collect()  # iterators of tests before, which the worker would inherit and shut down
-    batches = iter(worker_loader(range(1000), 1))
-    next(batches)
-    (worker,) = batches._workers  # type: ignore[attr-defined]
-    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-    worker.join(0.5)
-    assert worker.is_alive()
-    for _ in range(20):
-        next(batches)
-    worker.terminate()
-    worker.join(10)
-    assert worker.exitcode == 0
