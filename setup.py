@@ -67,6 +67,7 @@ setup(
             "tqdm",
         ],
         "hub": ["huggingface-hub>=0.24"],
+        "bench": ["transformers>=5"],
         "onnx": ONNX,
         "test": TEST,
         "dev": [

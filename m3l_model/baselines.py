@@ -68,7 +68,7 @@ def transformers_frame(
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except ImportError:
         raise M3LError(
-            "transformers is not installed: pip install transformers, or measure without it"
+            "transformers is not installed: pip install 'm3l_ros[bench]', or measure without it"
         ) from None
 
     spec = BACKBONES[backbone]

@@ -37,4 +37,4 @@ def test_the_command_says_that_transformers_is_absent(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     arguments = ["--device", "cpu", "--size", "64x96", "--threads", "1", "--frames", "1", "--state", "both"]
     assert main(["bench", *arguments, "--precision", "fp32", "--transformers"]) != 0
-    assert "pip install transformers" in capsys.readouterr().err
+    assert "m3l_ros[bench]" in capsys.readouterr().err

@@ -26,7 +26,15 @@ STANDARD = {*sys.stdlib_module_names, "compression"}  # since 3.14
 ROSBAGS_OWN = {"apsw", "backports", "lz4"}
 """What pip installs along with rosbags."""
 IN_NO_APT_ARCHIVE = {
-    *("huggingface_hub", "lightning_fabric", "onnxruntime", "rosbags", "safetensors", "torch"),
+    *(
+        "huggingface_hub",
+        "lightning_fabric",
+        "onnxruntime",
+        "rosbags",
+        "safetensors",
+        "torch",
+        "transformers",
+    ),
     *ROSBAGS_OWN,
 }
 DISTRIBUTIONS = {
