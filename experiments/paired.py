@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
-RUNS = 3
+_RUNS = 3
 _T_975 = {2: 12.706, 3: 4.303}
 """Student's t for 95 % intervals of so many differences."""
 
@@ -21,8 +21,8 @@ def verdict(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     values = [one[number] - other[number] for number in sorted(one.keys() & other.keys())]
     text = ", ".join(f"{value:+.1f}" for value in values)
     if len(values) < 2:
-        return f"{text}: not shown ({len(values)} of {RUNS})"
+        return f"{text}: not shown ({len(values)} of {_RUNS})"
     mean = statistics.mean(values)
     half = _T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    shown = len(values) == RUNS and min(values) * max(values) > 0 and abs(mean) > half
+    shown = len(values) == _RUNS and min(values) * max(values) > 0 and abs(mean) > half
     return f"{text}: {mean:+.1f} ± {half:.1f}: {'shown' if shown else 'not shown'}"

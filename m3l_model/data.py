@@ -185,9 +185,8 @@ class _Loader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
-        before = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGTERM}
-        )  # workers and their threads inherit it
+        # Workers and their threads inherit it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             return super().__iter__()
         finally:
