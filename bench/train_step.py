@@ -28,6 +28,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from m3l_model.baselines import check_reference, import_reference  # noqa: E402
 from m3l_model.bench import memory_mb  # noqa: E402
+from m3l_model.errors import M3LError  # noqa: E402
 
 SIZE = (256, 256)
 CLASSES = 13
@@ -51,7 +52,10 @@ def main() -> int:
     if args.reference is None:
         print("no --reference: ours is measured alone")
     else:
-        check_reference(args.reference)
+        try:
+            check_reference(args.reference)
+        except M3LError as error:
+            sys.exit(str(error))
         kinds.append("reference")
     found = measure(kinds, args)
     print(

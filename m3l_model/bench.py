@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from m3l_model.errors import M3LError
 from m3l_model.openmp import leave_cores_to_torch
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def measure_in_turn(cases: Sequence[Case], frames: int) -> list[Measurement]:
         frames: how many of each, after a warm-up; before each goes one that is not timed.
 
     Raises:
-        M3LError: a case cannot be measured, such as for want of its file.
-        RuntimeError: a process died, as for want of memory.
+        M3LError: a case cannot be measured, such as for want of its file, or its process died, as for want of memory.
     """
     context = multiprocessing.get_context("spawn")
     connections: list[Connection] = []
@@ -146,7 +146,9 @@ def _ask(connection: Connection, what: str, case: Case) -> Any:
         connection.send(what)
         answer = connection.recv()
     except (EOFError, ConnectionError):
-        raise RuntimeError(f"the process that measured {case} died") from None
+        raise M3LError(
+            f"the process that measured {case} died, as for want of memory: take a smaller size or network"
+        ) from None
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--transformers",
         action="store_true",
-        help="also measure transformers' SegFormer of the same backbone, on colour alone",
+        help="also measure transformers' SegFormer of each checkpoint's or named backbone, on colour alone",
     )
     parser.add_argument(
         "--reference",
         type=Path,
         metavar="CLONE",
-        help="also measure the paper's implementation, of which this is a clone",
+        help="also measure the paper's implementation, of which this is a clone, likewise",
     )
 
 
