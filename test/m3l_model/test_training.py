@@ -276,6 +276,13 @@ def test_too_little_memory_is_said_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_soft_pseudo_labels_count_in_the_memory_of_a_step() -> None:
+    soft = load_config("m3l", pseudo_labels="soft", unlabelled_batch=4)
+    hard = dataclasses.replace(soft, pseudo_labels="hard")
+    extra = [training_memory.step_bytes(config, 13, 1000, (120, 160)) for config in (soft, hard)]
+    assert extra[0] - extra[1] == 2 * torch.empty(4, 13, 120, 160).nbytes  # the teacher's, and mixed
+
+
 def test_labels_without_a_class_are_refused(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as bag:
         for index in range(3):
