@@ -9,11 +9,13 @@ Shape suffixes: M modalities (2: RGB, depth), B samples, N tokens (H·W of the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 MODALITIES = ("rgb", "depth")
 """Order of the modality axis everywhere."""
@@ -132,6 +134,9 @@ class ModalityLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_MBNC: Tensor) -> Tensor:
+        return _recomputed(self._normalise, x_MBNC)
+
+    def _normalise(self, x_MBNC: Tensor) -> Tensor:
         normed = functional.layer_norm(x_MBNC, x_MBNC.shape[-1:], eps=self.eps)
         return torch.addcmul(self.bias[:, None, None], normed, self.weight[:, None, None])
 
@@ -235,7 +240,18 @@ class MixMlp(nn.Module):
         x = self.fc1(x_MBNC)
         image = x.view(-1, height, width, x.shape[-1]).permute(0, 3, 1, 2)
         x = self.dwconv(image).permute(0, 2, 3, 1).reshape(x.shape)
+        return _recomputed(self._project, x)
+
+    def _project(self, x: Tensor) -> Tensor:
         return self.fc2(functional.gelu(x))
+
+
+def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply ``function``; what lies between ``x`` and its result is computed again for the gradients, not kept."""
+    if not torch.is_grad_enabled():
+        return function(x)
+    result: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 def _init_weights(module: nn.Module) -> None:
