@@ -22,10 +22,10 @@ TOPICS = [
     ("depth_topic", "depth/image", DEFAULT_TOPICS.depth),
 ]
 
-# Likewise the camera infos, and the argument of the images that they lie beside where they are not named.
+# Likewise the camera infos; the node finds those beside the images by itself.
 INFOS = [
-    ("rgb_info_topic", "rgb/camera_info", "rgb_topic"),
-    ("depth_info_topic", "depth/camera_info", "depth_topic"),
+    ("rgb_info_topic", "rgb/camera_info"),
+    ("depth_info_topic", "depth/camera_info"),
 ]
 
 # Launch arguments that set the parameter of their name; empty ones leave it to the parameters file.
@@ -51,10 +51,7 @@ def generate_launch_description() -> LaunchDescription:
         ("params_file", str(share_path("config/segmentation_node.yaml")), "YAML file of parameters"),
         ("log_level", "info", "debug, info, warn or error"),
         *((argument, topic, f"what {name} is") for argument, name, topic in TOPICS),
-        *(
-            (argument, "", f"what {name} is; empty: camera_info beside {images}")
-            for argument, name, images in INFOS
-        ),
+        *((argument, "", f"what {name} is; empty: beside the images") for argument, name in INFOS),
         *((name, "", f"{text}; empty: as in params_file") for name, (_, text) in PARAMETERS.items()),
     ]
     return LaunchDescription(
@@ -75,7 +72,7 @@ def start_node(context: LaunchContext) -> list[Node]:
         return LaunchConfiguration(name).perform(context)
 
     topics = {name: value(argument) for argument, name, _ in TOPICS}
-    infos = {name: value(argument) or beside(value(images)) for argument, name, images in INFOS}
+    infos = {name: value(argument) for argument, name in INFOS if value(argument)}
     given = {
         name: ParameterValue(LaunchConfiguration(name), value_type=kind)
         for name, (kind, _) in PARAMETERS.items()
@@ -94,8 +91,3 @@ def start_node(context: LaunchContext) -> list[Node]:
             output="screen",
         )
     ]
-
-
-def beside(images: str) -> str:
-    """Where image_transport puts the camera_info of an image topic."""
-    return images.rpartition("/")[0] + "/camera_info" if "/" in images else "camera_info"

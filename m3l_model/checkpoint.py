@@ -142,11 +142,10 @@ def read_metadata(path: str | Path) -> Metadata | None:
         CheckpointError: the file is missing, not a checkpoint, or not one of this m3l.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    if _is_safetensors(path):
+    begin = _beginning(path)
+    if _is_safetensors(begin):
         return _read_header(path).metadata
-    if not _is_pickle(path):
+    if not _is_pickle(begin):
         raise CheckpointError(f"{path}: {_UNKNOWN_FILE}")
     return None
 
@@ -166,9 +165,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         CheckpointError: the file is missing, unreadable, wants to run code, or does not hold this network.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    model = _load_own(path) if _is_safetensors(path) else _load_reference(path)
+    model = _load_own(path) if _is_safetensors(_beginning(path)) else _load_reference(path)
     try:
         return model.to(map_location).eval()
     except (RuntimeError, AssertionError) as error:
@@ -220,20 +217,29 @@ def reference_to_own_name(name: str) -> str:
     return name
 
 
-def _is_pickle(path: Path) -> bool:
+def _beginning(path: Path) -> bytes:
+    """Read a file's first bytes, which tell what it is."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    raise CheckpointError(f"{path}: no such checkpoint file")
+
+
+def _is_pickle(begin: bytes) -> bool:
     """Tell by content: torch writes a zip archive or, formerly, a pickle of protocol 2 or later."""
-    with path.open("rb") as file:
-        return file.read(2)[:1] in (b"P", b"\x80")
+    return begin[:1] in (b"P", b"\x80")
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _is_safetensors(path: Path) -> bool:
+def _is_safetensors(begin: bytes) -> bool:
     """Tell by content: a safetensors file opens with a header length and a JSON object."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+    return begin[8:] == b"{"
 
 
 class _Header(NamedTuple):
@@ -291,7 +297,7 @@ def _load_reference(path: Path) -> LinearFusionSegmenter:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not _is_pickle(path):
+        if not _is_pickle(_beginning(path)):
             raise CheckpointError(f"{path}: {_UNKNOWN_FILE}") from error
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""

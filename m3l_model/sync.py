@@ -98,7 +98,6 @@ class SyncStatus:
     frames: Mapping[Reason, int]  # every reason is a key
     waiting: int  # colour images not out yet
     outage: bool  # True from the start until the first depth
-    outage_since_ns: int | None  # now_ns when it began; None without one, or before the first call
     skew_ns: int | None  # median of recent depth - colour, nearest stamps; None in an outage
 
 
@@ -243,7 +242,6 @@ class RgbdSynchronizer:
             frames=MappingProxyType({reason: self._frames[reason] for reason in Reason}),
             waiting=len(self._waiting) + (self._rgb.far is not None),
             outage=self._in_outage(),
-            outage_since_ns=self._outage_at if self._in_outage() and self._now_ns is not None else None,
             skew_ns=median_low(self._skews) if self._skews and not self._in_outage() else None,
         )
 

@@ -143,12 +143,14 @@ def _counts(snapshot: Snapshot) -> Counter[str]:
     counts: Counter[str] = Counter()
     inputs, sync, tally = snapshot.inputs, snapshot.sync, snapshot.tally
     if inputs:
-        counts["lost"] = inputs.rgb.lost
+        counts.update({"lost": inputs.rgb.lost, "depth lost": inputs.depth.lost})
     if sync and tally:
         counts.update(
             {
                 "received": _received(sync),
                 "depth": sync.depth_accepted,
+                "depth without stamp": sync.depth_no_stamp,
+                "depth repeated": sync.depth_duplicate,
                 "paired": sync.frames[Reason.PAIRED],
                 "frames": sum(sync.frames.values()) - sync.frames[Reason.COLOUR_LOST],
                 "masks": tally.masks + tally.depth_only_masks,
@@ -200,6 +202,7 @@ def _tally_values(sync: SyncStatus, tally: Tally) -> dict[str, object]:
         **{outcome.value: count for outcome, count in tally.outcomes.items()},
         "dropped: old or repeated stamp": sync.rgb_dropped,
         "depth-only masks": tally.depth_only_masks,
+        "depth-only frames dropped": tally.depth_only_dropped,
         "depth images unreadable": tally.depth_unreadable,
         "depth images without a reading": tally.depth_empty,
     }

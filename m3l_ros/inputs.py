@@ -98,8 +98,8 @@ class Inputs:
                 event_callbacks=NO_SUBSCRIPTION_EVENTS,
             )
             for topic, callback in (
-                ("rgb/camera_info", self._on_rgb_info),
-                ("depth/camera_info", self._on_depth_info),
+                (camera_info_topic(node, "rgb"), self._on_rgb_info),
+                (camera_info_topic(node, "depth"), self._on_depth_info),
             )
         ]
         # Depth first: an executor serves what has come in this order, and colour then finds its depth.
@@ -179,6 +179,15 @@ class Inputs:
         self._problem = registration_problem(
             self._rgb_frame_id, self._depth_frame_id, self._rgb_info, self._depth_info
         )
+
+
+def camera_info_topic(node: Node, stream: str) -> str:
+    """Where a stream's camera infos are: what ``STREAM/camera_info`` is remapped to, or else beside its images."""
+    topic = f"{stream}/camera_info"
+    remapped = node.resolve_topic_name(topic)
+    if remapped != node.resolve_topic_name(topic, only_expand=True):
+        return remapped
+    return node.resolve_topic_name(f"{stream}/image").rpartition("/")[0] + "/camera_info"
 
 
 class QosFollowingSubscriber(SimpleFilter):
@@ -286,7 +295,6 @@ class QosFollowingSubscriber(SimpleFilter):
             return
         if self._qos_problem is None:
             self._qos_problem = (
-                f"{self.topic}: a publisher does not offer the QoS that parameter input_qos: {self._policy} requests, "
-                "and nothing of it is received; set input_qos: auto"
+                f"a publisher does not offer the QoS that parameter input_qos: {self._policy} requests, and nothing of "
+                "it is received; set input_qos: auto"
             )
-            self._node.get_logger().warning(self._qos_problem)

@@ -78,7 +78,7 @@ def _problems(snapshot: Snapshot, recent: Recent) -> Iterator[Judgement]:
         return
     yield from _input_problems(inputs, recent, thresholds)
     if sync.outage:
-        yield from _outage(inputs, snapshot.outage_length, thresholds)
+        yield from _outage(inputs, recent, snapshot.outage_length, thresholds)
     else:
         yield from _depth_problems(inputs, sync, recent, thresholds)
     yield from _pipeline_problems(recent, thresholds)
@@ -89,17 +89,9 @@ def _input_problems(inputs: InputStatus, recent: Recent, thresholds: NodeParamet
         yield Judgement(
             STALE,
             "no colour",
-            f"no colour image on {inputs.rgb.topic} for {recent.colour_silent:.0f} s: {_cause(inputs.rgb)}",
+            f"no colour image on {inputs.rgb.topic} for {recent.colour_silent:.0f} s: "
+            f"{_cause(inputs.rgb, recent.counts['lost'])}",
         )
-    for stream in (inputs.rgb, inputs.depth):
-        if stream.qos_problem:
-            yield Judgement(WARN, f"QoS of {stream.topic}", stream.qos_problem)
-        if stream.publishers > 1:
-            yield Judgement(
-                WARN,
-                f"publishers of {stream.topic}",
-                f"{stream.publishers} publishers on {stream.topic}, whose images are mixed: stop all but one, or remap",
-            )
     if inputs.registration_problem:
         yield Judgement(WARN, "registration", inputs.registration_problem)
     lost = recent.counts["lost"]
@@ -107,24 +99,51 @@ def _input_problems(inputs: InputStatus, recent: Recent, thresholds: NodeParamet
         yield Judgement(
             WARN,
             "lost",
-            f"{lost} of {lost + recent.counts['received']} colour images on {inputs.rgb.topic} were lost between "
-            f"publisher and node: give the publisher, and the node, the profile {PROFILE} of m3l_ros "
-            f"({' or '.join(PROFILE_VARIABLES)}), or have it publish reliably",
+            f"{lost} of {lost + recent.counts['received']} colour images on {inputs.rgb.topic} were {_LOST}",
         )
+    for stream in (inputs.rgb, inputs.depth):
+        if stream.qos_problem:
+            yield Judgement(WARN, f"QoS of {stream.topic}", f"{stream.topic}: {stream.qos_problem}")
+        if stream.publishers > 1:
+            yield Judgement(
+                WARN,
+                f"publishers of {stream.topic}",
+                f"{stream.publishers} publishers on {stream.topic}, whose images are mixed: stop all but one, or remap "
+                "(one that was killed is counted for some 20 s more)",
+            )
 
 
-def _cause(stream: StreamStatus) -> str:
+_LOST = (
+    f"lost between publisher and node: give the publisher, and the node, the profile {PROFILE} of m3l_ros "
+    f"({' or '.join(PROFILE_VARIABLES)}), or have it publish reliably"
+)
+
+
+def _cause(stream: StreamStatus, lost: int) -> str:
+    """Why no image comes."""
+    if stream.qos_problem:
+        return stream.qos_problem
+    if lost:
+        return f"{lost} were {_LOST}"
     return "its publisher is silent" if stream.publishers else "nobody publishes it"
 
 
-def _outage(inputs: InputStatus, length: float, thresholds: NodeParameters) -> Iterator[Judgement]:
+def _outage(
+    inputs: InputStatus, recent: Recent, length: float, thresholds: NodeParameters
+) -> Iterator[Judgement]:
     if length < thresholds.outage_warn_after:
         return
+    if recent.counts["depth without stamp"]:
+        cause = "its images have no stamp"
+    elif recent.counts["depth repeated"]:
+        cause = "its images repeat a stamp"
+    else:
+        cause = _cause(inputs.depth, recent.counts["depth lost"])
     is_error = 0 < thresholds.outage_error_after <= length
     yield Judgement(
         ERROR if is_error else WARN,
         OUTAGE_KIND,
-        f"no depth on {inputs.depth.topic} for {length:.0f} s, segmenting colour alone: {_cause(inputs.depth)}",
+        f"no depth on {inputs.depth.topic} for {length:.0f} s, segmenting colour alone: {cause}",
     )
 
 

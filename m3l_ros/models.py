@@ -99,7 +99,10 @@ def device_memory(device: torch.device) -> int | None:
 
 
 def _path(checkpoint: str) -> Path:
-    return Path(checkpoint).expanduser()
+    try:
+        return Path(checkpoint).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{checkpoint}: {error}; give the whole path") from error
 
 
 def _check_classes(checkpoint: str, labels: LabelSet, num_classes: int) -> None:

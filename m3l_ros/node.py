@@ -27,6 +27,7 @@ from m3l_ros.diagnostics import Diagnostics, ModelStatus, Snapshot
 from m3l_ros.inputs import Inputs
 from m3l_ros.judgement import ERROR_KIND, OUTAGE_KIND, Judgement
 from m3l_ros.models import check_model, device_memory, load_model, release_memory
+from m3l_ros.outage import Change, OutageWatch
 from m3l_ros.outputs import Outputs
 from m3l_ros.parameters import (
     NodeParameters,
@@ -82,8 +83,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         self._pipeline: Pipeline | None = None
         self._inputs: Inputs | None = None
         self._core: RgbdSynchronizer | None = None
-        self._outage: bool | None = None
-        self._outage_lock = threading.Lock()
+        self._outage = OutageWatch(self._ros_seconds)
         self._problems: frozenset[str] = frozenset()
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
@@ -197,7 +197,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             queue_size=parameters.queue_size,
             anchor="either" if parameters.anchor == "either" else "rgb",
         )
-        self._outage = None
+        self._outage = OutageWatch(self._ros_seconds)
         self._settings = parameters
         outputs = Outputs(self, predictor.labels, parameters)
         self._pipeline = Pipeline(predictor, outputs, parameters, self.get_logger())
@@ -247,8 +247,8 @@ class SegmentationNode(LifecycleNodeMixin, Node):
                 self._begin_swap(values["checkpoint"])
                 del values["checkpoint"]
             self._use(with_parameters(self._settings, values))
-        except M3LError as error:
-            return _refusal(str(error))
+        except Exception as error:  # whatever it is, who set the parameter is waiting for an answer
+            return _refusal(_reason(error))
         finally:
             self._transition.release()
         return SetParametersResult(successful=True)
@@ -287,9 +287,11 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             predictor = load_model(settings)
         except Exception as error:
             self._swap_error = f"{settings.checkpoint} was refused: {_reason(error)}"
-            self.get_logger().error(f"{self._swap_error}; going on with {self._settings.checkpoint}")
-            if self._pipeline is pipeline:
-                self._wait_until_set(settings.checkpoint)
+            self.get_logger().error(
+                f"{self._swap_error}; the checkpoint is {self._settings.checkpoint}, as before"
+            )
+            self._wait_until_set(settings.checkpoint)
+            if self.get_parameter("checkpoint").value == settings.checkpoint:
                 self.set_parameters([Parameter("checkpoint", value=self._settings.checkpoint)])
             self._swapping = False
             return
@@ -324,25 +326,23 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             self._pipeline.outputs.publish_decision(frame)
             self._pipeline.submit(frame, camera_info, waited)
         if self._inputs is not None:
-            self._note_outage(self._inputs.outage)
+            paired = frame.rgb is not None and frame.depth is not None
+            self._log_outage(self._outage.note(self._inputs.outage, paired))
 
-    def _note_outage(self, outage: bool) -> None:
-        """Log once that depth was lost, and once that it is back."""
-        with self._outage_lock:
-            before, self._outage = self._outage, outage
-        if before == outage:
-            return
-        if outage:
-            never = " yet" if before is None else ""
-            self.get_logger().warning(f"no depth{never}: segmenting colour alone until it comes")
-        elif before is not None:
-            self.get_logger().info("depth is back: segmenting colour and depth")
+    def _ros_seconds(self) -> float:
+        return float(self.get_clock().now().nanoseconds) / 1e9
+
+    def _log_outage(self, change: Change | None) -> None:
+        if change is Change.BACK:
+            self.get_logger().info(change.value)
+        elif change is not None:
+            self.get_logger().warning(change.value)
 
     def _publish_diagnostics(self) -> None:
         snapshot = self._snapshot()
         sync = snapshot.sync
         if snapshot.inputs and sync and (sync.rgb_accepted or sync.depth_accepted):
-            self._note_outage(sync.outage)
+            self._log_outage(self._outage.note(sync.outage))
         message, problems = self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
         self._diagnostics_publisher.publish(message)
         self._note_problems(problems)
@@ -373,7 +373,7 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             tally=tally,
             timings=pipeline.timings() if pipeline else [],
             parameters=self._settings,
-            outage_length=self._outage_length(sync),
+            outage_length=self._outage.length,
             memory=_resident_bytes(),
         )
 
@@ -386,11 +386,6 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             subscribed=pipeline.outputs.wanted(),
             device_memory=device_memory(pipeline.predictor.device),
         )
-
-    def _outage_length(self, sync: SyncStatus | None) -> float:
-        if sync is None or sync.outage_since_ns is None:
-            return 0.0
-        return max(self.get_clock().now().nanoseconds - sync.outage_since_ns, 0) / 1e9
 
 
 def _name(precision: object) -> str:

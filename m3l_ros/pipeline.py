@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo
 
-from m3l_model.images import ImageFormatError, to_depth
+from m3l_model.images import ImageFormatError, has_reading, to_depth
 from m3l_model.sync import Frame
 from m3l_ros.outputs import CONFIDENCE, Outputs
 from m3l_ros.parameters import NodeParameters
@@ -46,12 +46,13 @@ _DROPPED = (Outcome.UNREADABLE, Outcome.FAILED, Outcome.QUEUE_FULL, Outcome.INAC
 
 @dataclass(frozen=True)
 class Tally:
-    """The books, counted since the node was configured; frames without colour are only in ``depth_only_masks``."""
+    """The books, counted since the node was configured; ``outcomes`` are those of frames with colour."""
 
     outcomes: Mapping[Outcome, int]
-    depth_only_masks: int
-    depth_unreadable: int  # segmented without its depth image, which could not be read
-    depth_empty: int  # segmented without its depth image, which held no reading: all zero or NaN
+    depth_only_masks: int  # of frames without colour
+    depth_only_dropped: int  # frames without colour that could not be segmented
+    depth_unreadable: int  # depth images that could not be read, and counted as missing
+    depth_empty: int  # likewise those that held no reading: all zero or NaN
     depth_used: int  # segmented with its depth image
 
     @property
@@ -105,7 +106,7 @@ class Pipeline:
         self._worker: FrameWorker[_Job] | None = None
         self._lock = threading.Lock()
         self._outcomes: Counter[Outcome] = Counter()
-        self._depth_only_masks = 0
+        self._depth_only: Counter[str] = Counter()
         self._depth: Counter[str] = Counter()
         self._timings: deque[Timing] = deque(maxlen=_TIMINGS_KEPT)
 
@@ -159,7 +160,8 @@ class Pipeline:
         with self._lock:
             return Tally(
                 {outcome: self._outcomes[outcome] for outcome in Outcome},
-                self._depth_only_masks,
+                depth_only_masks=self._depth_only["masks"],
+                depth_only_dropped=self._depth_only["dropped"],
                 depth_unreadable=self._depth["unreadable"],
                 depth_empty=self._depth["empty"],
                 depth_used=self._depth["used"],
@@ -206,6 +208,9 @@ class Pipeline:
         begin = time.monotonic()
         rgb = None if frame.rgb is None else to_rgb(frame.rgb)
         depth = None if frame.depth is None else self._read_depth(frame)
+        if rgb is None and (depth is None or not has_reading(depth)):
+            self._count_depth("empty")
+            return Outcome.UNREADABLE
         converted = time.monotonic()
         prediction = self.predictor.predict(rgb, depth, with_confidence=CONFIDENCE in wanted)
         inferred = time.monotonic()
@@ -216,8 +221,8 @@ class Pipeline:
         )
         with self._lock:
             self._timings.append(timing)
-            if depth is not None:
-                self._depth["used" if "depth" in prediction.used else "empty"] += 1
+        if depth is not None:
+            self._count_depth("used" if "depth" in prediction.used else "empty")
         return Outcome.MASKED
 
     def _read_depth(self, frame: Frame) -> Any:
@@ -225,19 +230,22 @@ class Pipeline:
         try:
             return to_depth(frame.depth)
         except ImageFormatError as error:
+            self._count_depth("unreadable")
             if frame.rgb is None:
                 raise
             self._logger.error(f"segmenting without depth: {error}", throttle_duration_sec=_LOG_EVERY)
-            with self._lock:
-                self._depth["unreadable"] += 1
             return None
 
     def _count(self, frame: Frame, outcome: Outcome) -> None:
         with self._lock:
             if frame.rgb is not None:
                 self._outcomes[outcome] += 1
-            elif outcome is Outcome.MASKED:
-                self._depth_only_masks += 1
+            else:
+                self._depth_only["masks" if outcome is Outcome.MASKED else "dropped"] += 1
+
+    def _count_depth(self, fate: str) -> None:
+        with self._lock:
+            self._depth[fate] += 1
 
 
 def _line(error: Exception) -> str:

@@ -219,9 +219,7 @@ def test_colour_not_newer_than_the_last_frame_or_seen_before_is_dropped():
 def test_outage_holds_from_the_start_until_the_first_depth():
     driver = Driver()
     assert driver.sync.status().outage
-    assert driver.sync.status().outage_since_ns is None
     assert driver.rgb(1000, 7) == [(1000, None, "depth_lost")]
-    assert driver.sync.status().outage_since_ns == 7 * MS
     driver.depth(1010, 20)
     assert not driver.sync.status().outage
     assert driver.rgb(1033, 33) == []
@@ -234,9 +232,7 @@ def test_outage_begins_after_more_than_depth_timeout_and_releases_what_waits():
     assert driver.poll(DEPTH_TIMEOUT) == []
     assert driver.sync.next_deadline_ns() == DEPTH_TIMEOUT * MS + 1
     assert driver.poll(DEPTH_TIMEOUT + 1e-6) == [(1010, 1000, "paired"), (1480, None, "depth_lost")]
-    status = driver.sync.status()
-    assert status.outage
-    assert status.outage_since_ns == DEPTH_TIMEOUT * MS + 1
+    assert driver.sync.status().outage
 
 
 def test_outage_costs_no_latency():
@@ -366,7 +362,6 @@ def test_now_going_back_does_not_end_an_outage():
     driver = Driver()
     driver.rgb(1000, 5000)
     assert driver.rgb(1033, 10) == [(1033, None, "depth_lost")]
-    assert driver.sync.status().outage_since_ns == 10 * MS
 
 
 def test_far_future_colour_goes_out_alone_when_the_next_one_disagrees():

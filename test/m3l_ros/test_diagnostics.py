@@ -20,7 +20,7 @@ UNCONFIGURED = Snapshot(0.0, "unconfigured", None, None, None, None, None, [], N
 
 def tally(**counts):
     outcomes = {outcome: counts.get(outcome.name, 0) for outcome in Outcome}
-    return Tally(outcomes, depth_only_masks=0, depth_unreadable=0, depth_empty=0, depth_used=0)
+    return Tally(outcomes, 0, 0, depth_unreadable=0, depth_empty=0, depth_used=0)
 
 
 def synchronized(frames=10):
@@ -133,6 +133,43 @@ def test_images_lost_in_transport_are_a_warning_that_names_the_profile():
     assert "42 of 42 colour images on /rgb were lost" in status.message
     assert "config/fastdds_shm.xml" in status.message
     assert "FASTRTPS_DEFAULT_PROFILES_FILE" in status.message
+
+
+@pytest.mark.parametrize(
+    ("stream", "cause"),
+    [
+        (
+            StreamStatus("/rgb", 1, True, qos_problem="nothing is received; set input_qos: auto"),
+            "set input_qos: auto",
+        ),
+        (
+            StreamStatus("/rgb", 1, False, lost=40),
+            "40 were lost between publisher and node: give the publisher",
+        ),
+        (StreamStatus("/rgb", 0, True), "nobody publishes it"),
+    ],
+)
+def test_why_no_colour_comes_is_said_with_the_way_out(stream, cause):
+    core = synchronized()
+    silent = replace(active(core, time=110.0), inputs=INPUTS._replace(rgb=stream))
+    status, _ = report(active(core, time=100.0), silent)
+    assert status.level == DiagnosticStatus.STALE
+    assert status.message.startswith("no colour image on /rgb for 10 s: ")
+    assert cause in status.message
+
+
+@pytest.mark.parametrize(
+    ("stamps", "cause"),
+    [((0, 0), "its images have no stamp"), ((10**9, 10**9), "its images repeat a stamp")],
+)
+def test_why_depth_that_comes_is_of_no_use_is_said(stamps, cause):
+    core = synchronized()
+    before = active(core, time=100.0)
+    for index, stamp in enumerate(stamps):
+        core.add_depth(stamp, None, (1000 + index) * MS)
+    core.poll(2_000 * MS)
+    status, _ = report(before, active(core, time=102.0))
+    assert (status.level, cause in status.message) == (DiagnosticStatus.WARN, True)
 
 
 def test_worst_problem_comes_first_and_the_others_are_named():

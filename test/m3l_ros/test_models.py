@@ -41,6 +41,13 @@ def test_none_and_missing_and_damaged_ones_are_named(tmp_path):
     assert refusal(damaged).startswith(f"{damaged}: ")
 
 
+def test_what_cannot_be_opened_is_named(tmp_path):
+    too_long = tmp_path / ("a" * 300)
+    assert refusal(too_long) == f"{too_long}: cannot be read: File name too long"
+    assert refusal("/proc/self/mem") == "/proc/self/mem: cannot be read: Input/output error"
+    assert refusal("~nobody-of-this-name/model").endswith("give the whole path")
+
+
 def test_weights_that_end_too_early_are_named(checkpoint, tmp_path):
     short = tmp_path / "short.safetensors"
     short.write_bytes(checkpoint.read_bytes()[:-1000])

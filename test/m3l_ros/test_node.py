@@ -28,6 +28,7 @@ import m3l_ros.node
 from m3l_model.errors import M3LError
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Prediction
+from m3l_ros.inputs import camera_info_topic
 from m3l_ros.node import SegmentationNode
 from m3l_ros.outputs import image_message
 from m3l_ros.qos import LATCHED_QOS
@@ -488,6 +489,21 @@ def test_registration_is_checked(start):
     robot.wait_for_problem("depth is not registered to colour: its camera_info is not that of colour")
 
 
+@pytest.mark.parametrize(
+    ("remaps", "topic"),
+    [
+        ([], "/rgb/camera_info"),
+        (["rgb/image:=/camera/color/image_raw"], "/camera/color/camera_info"),
+        (["rgb/image:=/camera/color/image_raw", "rgb/camera_info:=/elsewhere"], "/elsewhere"),
+    ],
+)
+def test_camera_infos_are_beside_the_images_unless_remapped(context, remaps, topic):
+    arguments = [text for remap in remaps for text in ("-r", remap)]
+    node = Node("camera_user", context=context, cli_args=["--ros-args", *arguments] if remaps else None)
+    assert camera_info_topic(node, "rgb") == topic
+    node.destroy_node()
+
+
 # Clocks
 
 
@@ -642,6 +658,17 @@ def test_bad_checkpoint_is_refused_or_set_back_and_the_old_one_goes_on(start):
     robot.wait_until(lambda: "damaged" not in robot.statuses[-1].message, "the end of the problem")
 
 
+def test_setting_a_checkpoint_is_answered_whatever_becomes_of_it(start, monkeypatch):
+    robot = start()
+
+    def check(checkpoint, num_classes):
+        raise OSError("no disk")
+
+    monkeypatch.setattr(m3l_ros.node, "check_model", check)
+    refused = robot.set("checkpoint", "6")
+    assert (refused.successful, refused.reason) == (False, "OSError: no disk")
+
+
 def test_second_checkpoint_has_to_wait_for_the_first(start, monkeypatch):
     robot = start()
     go_on = threading.Event()
@@ -676,6 +703,27 @@ def test_model_that_comes_after_cleanup_is_thrown_away(start, monkeypatch):
     robot.wait_until(lambda: robot.value("state") == "unconfigured", "the state")
     robot.segmentation.trigger_configure()
     robot.wait_until(lambda: robot.classes[-1] == 6, "the classes of the checkpoint that was set")
+
+
+def test_checkpoint_that_fails_after_cleanup_is_set_back_too(start, monkeypatch):
+    robot = start()
+    go_on = threading.Event()
+
+    def load(parameters):
+        if parameters.checkpoint == "6":
+            go_on.wait()
+            raise M3LError("6: weights are missing")
+        return StandIn(parameters.checkpoint)
+
+    monkeypatch.setattr(m3l_ros.node, "load_model", load)
+    assert robot.set("checkpoint", "6").successful
+    robot.segmentation.trigger_deactivate()
+    robot.segmentation.trigger_cleanup()
+    go_on.set()
+    robot.segmentation._swap.join()
+    assert robot.segmentation.get_parameter("checkpoint").value == "5"
+    robot.segmentation.trigger_configure()
+    robot.wait_until(lambda: robot.value("state") == "inactive", "the old checkpoint to be used")
 
 
 def test_parameters_act_at_once_or_are_refused_with_the_way_out(start):

@@ -176,6 +176,18 @@ def test_queue_skips_nothing_until_it_is_full(make_bench):
     bench.wait_until(lambda: bench.books() == {Outcome.MASKED: 3, Outcome.QUEUE_FULL: 1}, "the books")
 
 
+def test_depth_alone_that_is_of_no_use_is_counted_and_the_model_left_alone(make_bench, wait_until):
+    bench = make_bench("mask")
+    damaged = depth_message(8, data=bytes(3))
+    for depth in (depth_message(0), damaged, depth_message(9)):
+        bench.pipeline.submit(Frame(9 * 10**9, None, depth, None, Reason.COLOUR_LOST), None)
+    bench.pipeline.wait_until_idle()
+    tally = bench.pipeline.tally()
+    assert (tally.depth_only_masks, tally.depth_only_dropped) == (1, 2)
+    assert (tally.depth_empty, tally.depth_unreadable, tally.depth_used) == (1, 1, 1)
+    assert bench.books() == {}
+
+
 def test_frames_that_cannot_be_segmented_are_counted_and_the_next_one_is_segmented(make_bench):
     bench = make_bench("mask", overload="queue")
     damaged = rgb_message(3)
@@ -290,5 +302,5 @@ def test_pipeline_starts_again_after_a_stop(make_bench):
 
 @given(st.dictionaries(st.sampled_from(Outcome), st.integers(0, 100)))
 def test_every_outcome_is_a_mask_skipped_or_dropped(counts):
-    tally = Tally({outcome: counts.get(outcome, 0) for outcome in Outcome}, 0, 0, 0, 0)
+    tally = Tally({outcome: counts.get(outcome, 0) for outcome in Outcome}, 0, 0, 0, 0, 0)
     assert tally.masks + tally.skipped + tally.dropped == sum(counts.values())
