@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -134,6 +134,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
         self._check_masking()
+        self._check_pseudo_labels()
         self._check_windows()
 
     def _check_masking(self) -> None:
@@ -143,6 +144,13 @@ class TrainConfig:
             raise ValueError("masking both masks a teacher, but mean_teacher is false; choose student")
         if self.modalities == "rgb" and self.masking != "none":
             raise ValueError("modalities rgb leaves nothing to mask; set masking to none")
+
+    def _check_pseudo_labels(self) -> None:
+        if self.mean_teacher and self.pseudo_weight > 0 and self.pseudo_start >= self.steps:
+            raise ValueError(
+                f"pseudo_start is {self.pseudo_start}, but steps {self.steps}: nothing would be learnt from pseudo "
+                "labels; make it less than steps"
+            )
 
     def _check_windows(self) -> None:
         if self.augmentation == "reference":
@@ -155,6 +163,23 @@ class TrainConfig:
             raise ValueError(
                 f"crop {self.crop} of short_side {self.short_side}: windows need {MIN_SIZE} pixels"
             )
+
+    def in_steps(self, steps: int) -> TrainConfig:
+        """Give the same recipe in another number of steps.
+
+        Warm-up and the start and rise of the pseudo-label loss keep their share of the run, rounded down.
+        """
+
+        def scaled(value: int) -> int:
+            return value * steps // self.steps
+
+        return replace(
+            self,
+            steps=steps,
+            warmup_steps=scaled(self.warmup_steps),
+            pseudo_start=scaled(self.pseudo_start),
+            pseudo_ramp=max(1, scaled(self.pseudo_ramp)),
+        )
 
     def preprocessing(self) -> Preprocessing:
         """Give what is done to images before this recipe's network."""
@@ -190,7 +215,7 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
 
     Args:
         name_or_path: ``m3l``, ``supervised``, or a YAML file.
-        overrides: fields to replace.
+        overrides: fields to replace, each as it is given; ``TrainConfig.in_steps`` makes a recipe shorter.
 
     Raises:
         M3LError: no such recipe, or a field that is unknown or out of range.

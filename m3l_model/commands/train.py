@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="m3l", help="recipe: a name of config/train or a YAML file (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, help="replaces the recipe's number of steps")
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="steps of the run; the recipe's warm-up and start of pseudo labels keep their share of it (default: the "
+        "recipe's)",
+    )
     parser.add_argument("--backbone", help="replaces the recipe's: mit_b0 to mit_b5")
     parser.add_argument(
         "--pretrained",
@@ -89,8 +95,10 @@ def run(args: argparse.Namespace) -> int:
     from m3l_model.training import Intervals, Machine, is_first_process, train
     from m3l_model.training_frames import TrainingFrames
 
-    overrides = {name: value for name in ("steps", "backbone") if (value := getattr(args, name)) is not None}
+    overrides = {} if args.backbone is None else {"backbone": args.backbone}
     config = load_config(args.config, **overrides)
+    if args.steps is not None:
+        config = config.in_steps(args.steps)
     label_set, label_files = open_labels(args)
     if label_set is None:
         raise M3LError("training needs --label-set SET, which gives the ids in the labels their classes")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from m3l_model.resources import share_path
     [
         ("steps", 0),
         ("pseudo_ramp", 0),
+        ("pseudo_start", 20_000),
         ("labelled_batch", -1),
         ("backbone", "resnet50"),
         ("learning_rate", 0.0),
@@ -68,6 +70,27 @@ def test_all_recipes_of_the_package_are_valid() -> None:
     } <= names
     for name in names:
         load_config(name)
+
+
+def test_pseudo_labels_that_would_never_come_are_refused() -> None:
+    with pytest.raises(M3LError, match=r"pseudo_start is 2000, but steps 2000: .*"):
+        load_config("m3l", steps=2000)
+    assert load_config("m3l", steps=2001).step_frames(2000).unlabelled == 8
+    for harmless in ({"pseudo_weight": 0.0}, {"mean_teacher": False, "masking": "student"}):
+        load_config("m3l", steps=2000, **harmless)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1999, 20_000, 40_000])
+def test_a_recipe_in_other_steps_keeps_its_shares(steps: int) -> None:
+    for path in share_path("config/train").glob("*.yaml"):
+        recipe = load_config(path.stem)
+        config = recipe.in_steps(steps)
+        assert config.steps == steps
+        for name in ("warmup_steps", "pseudo_start", "pseudo_ramp"):
+            share = getattr(recipe, name) / recipe.steps
+            assert share * steps - 1 < getattr(config, name) <= max(1.0, share * steps), path.stem
+        same = {"steps": 0, "warmup_steps": 0, "pseudo_start": 0, "pseudo_ramp": 0}
+        assert asdict(config) | same == asdict(recipe) | same
 
 
 def test_a_step_reads_what_its_losses_use() -> None:

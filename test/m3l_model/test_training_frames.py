@@ -16,6 +16,7 @@ from m3l_model.errors import M3LError
 from m3l_model.label_files import open_label_files
 from m3l_model.labels import IGNORE_ID, LabelError, LabelSet
 from m3l_model.preprocessing import Preprocessing
+from m3l_model.run_log import read_log
 from m3l_model.splits import BagSplits, Splits, TimeRange
 from m3l_model.training_frames import TrainingFrames
 
@@ -216,6 +217,17 @@ def test_commands_train_on_splits_and_score_their_validation_part(
         assert (
             json.loads((tmp_path / "scores" / "evaluation.json").read_text())["evaluated"]["frames"] == frames
         )
+
+
+def test_a_run_in_fewer_steps_still_reads_unlabelled_frames(tmp_path: Path, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 40, pseudo_start: 20, pseudo_ramp: 10"))
+    bag, out = write_bag(tmp_path / "bag"), tmp_path / "run"
+    train = ["train", "--bag", str(bag), "--label-set", "demo", "--config", str(recipe), "--device", "cpu"]
+    train += ["--allow-unlabelled-classes", "--workers", "0", "--out", str(out)]
+    assert main([*train, "--steps", "4"]) == 0
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert [config[name] for name in ("steps", "warmup_steps", "pseudo_start", "pseudo_ramp")] == [4, 3, 2, 1]
+    assert [step["loss_pseudo"] > 0 for step in read_log(out)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
