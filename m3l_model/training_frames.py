@@ -27,7 +27,7 @@ from m3l_model.splits import Splits
 _logger = logging.getLogger(__name__)
 
 _COMPARED = 20
-"""Images that are compared, about, to find a bag that is there twice."""
+"""Images of two bags that are compared, about, to find a bag that is there twice."""
 
 
 @dataclass(frozen=True)
@@ -111,28 +111,29 @@ class TrainingFrames:
     def check_overlap(self) -> None:
         """See that no frame that is trained on also validates, as the same images in another bag.
 
-        Bags that were imported may share their stamps, so some images of the same stamp are compared.
+        Bags that were imported may share their stamps, so of each two bags some images of the same stamp are compared.
 
         Raises:
             M3LError: names two bags with the same image.
         """
-        stamps = np.concatenate([bag.frames["stamp_ns"] for bag in self.dataset.bags]).tolist()
+        bags = self.dataset.bags
+        stamps = np.concatenate([bag.frames["stamp_ns"] for bag in bags]).tolist()
+        bag_of = np.repeat(np.arange(len(bags)), [len(bag) for bag in bags]).tolist()
         validating: dict[int, list[int]] = {}
         for position in self.validation.tolist():
             validating.setdefault(stamps[position], []).append(position)
-        pairs = [
-            (position, other)
-            for position in self.trained_on.tolist()
-            for other in validating.get(stamps[position], ())
-        ]
-        step = max(1, len(pairs) // _COMPARED)
-        for position, other in pairs[::step]:
-            if np.array_equal(self.dataset[position].rgb, self.dataset[other].rgb):
-                bags = [self.dataset.bags[self.dataset.locate(i)[0]].index.path for i in (position, other)]
-                raise M3LError(
-                    f"training and validation overlap: {bags[0]} and {bags[1]} hold the same image at "
-                    f"{stamps[position]}; leave one of the bags out, or give their seconds one role with --splits"
-                )
+        pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for position in self.trained_on.tolist():
+            for other in validating.get(stamps[position], ()):
+                pairs.setdefault((bag_of[position], bag_of[other]), []).append((position, other))
+        for (training, validation), of_bags in pairs.items():
+            for position, other in of_bags[:: max(1, len(of_bags) // _COMPARED)]:
+                if np.array_equal(self.dataset[position].rgb, self.dataset[other].rgb):
+                    raise M3LError(
+                        f"training and validation overlap: {bags[training].index.path} and "
+                        f"{bags[validation].index.path} hold the same image at {stamps[position]}; leave one of the "
+                        "bags out, or give their seconds one role with --splits"
+                    )
 
     def check_labels(self, workers: int, allow_unlabelled_classes: bool = False) -> None:
         """Read all labels once, with a progress bar.

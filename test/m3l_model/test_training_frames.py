@@ -167,6 +167,21 @@ def test_bags_that_come_out_at_different_sizes_are_named_before_training(tmp_pat
     assert frames[FRAMES].rgb.shape == (32, 48, 3)
 
 
+@pytest.mark.parametrize("copy", [1, 2, 3])
+def test_a_copy_of_a_training_bag_is_found_among_bags_of_the_same_stamps(tmp_path: Path, copy: int) -> None:
+    depth, labels = np.full(SIZE, 2000, np.uint16), np.ones(SIZE, np.uint8)
+    for number in range(4):
+        with BagWriter(tmp_path / f"bag_{number}") as bag:
+            for frame in range(60):
+                grey = np.full((*SIZE, 3), frame + 60 * (0 if number == copy else number), np.uint8)
+                bag.write_frame(stamp(frame), "camera", grey, depth, labels, np.eye(3))
+    training, *validating = (tmp_path / f"bag_{number}" for number in range(4))
+    splits = Splits((BagSplits(training, WHOLE), *(BagSplits(bag, validation=WHOLE) for bag in validating)))
+    chosen = select(training, *validating, splits=splits)
+    with pytest.raises(M3LError, match=rf"overlap: .*bag_0 and .*bag_{copy} hold the same image"):
+        chosen.check_overlap()
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
