@@ -95,7 +95,7 @@ def plan_evaluation(
     """Plan the evaluation of some samples of a data set.
 
     Raises:
-        M3LError: there are none, none has depth, or a bag cannot be read.
+        M3LError: there are none, none has depth although the scenarios have ``CLEAN``, or a bag cannot be read.
     """
     if not len(positions):
         raise M3LError("no frame to evaluate; ask for at least one")
@@ -111,9 +111,8 @@ def plan_evaluation(
                     bag, of_bag[part], decisions[:, part], accepted[:, part], not _is_image_set(frames)
                 )
                 blocks.append(block)
-    names = [scenario.name for scenario in scenarios]
-    recorded = names.index(CLEAN.name) if CLEAN.name in names else 0
-    if not any((block.decisions["depth"][recorded] >= 0).any() for block in blocks):
+    recorded = [number for number, scenario in enumerate(scenarios) if scenario.name == CLEAN.name]
+    if recorded and not any((block.decisions["depth"][recorded] >= 0).any() for block in blocks):
         raise M3LError(
             f"none of {len(positions)} frames has depth; name the depth topic with --depth-topic, or see with m3l info "
             "why nothing pairs"

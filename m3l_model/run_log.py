@@ -25,11 +25,12 @@ class RunLog:
     Args:
         folder: of the run.
         start: steps that are done.
+        look_due: whether the validation after these is still to be done, and logged.
     """
 
-    def __init__(self, folder: Path, start: int) -> None:
+    def __init__(self, folder: Path, start: int, look_due: bool) -> None:
         self._file = _continued(folder / LOG_FILE, start - 1)
-        self._validation = _continued(folder / VALIDATION_FILE, start)
+        self._validation = _continued(folder / VALIDATION_FILE, start - 1 if look_due else start)
         self._board = SummaryWriter(str(folder / _BOARD), purge_step=start)
 
     def __enter__(self) -> RunLog:

@@ -54,11 +54,13 @@ class Progress:
         steps: done.
         best_step: after how many steps the best model so far was validated; None before the first validation.
         best_miou: its robust mIoU.
+        look_due: whether these steps are to be followed by a validation that has not been done.
     """
 
     steps: int = 0
     best_step: int | None = None
     best_miou: float | None = None
+    look_due: bool = False
 
 
 def save_state(folder: Path, learner: Learner, identity: RunIdentity, progress: Progress) -> None:

@@ -27,6 +27,7 @@ from m3l_model.checkpoint import Metadata, save_checkpoint
 from m3l_model.data import NetworkFrame, StepSampler, default_workers, read_batches
 from m3l_model.draws import StepDraws
 from m3l_model.errors import M3LError
+from m3l_model.evaluation_plan import EvaluationPlan
 from m3l_model.labels import LabelSet
 from m3l_model.learner import Learner, StepResult
 from m3l_model.predictor import choose_device
@@ -34,11 +35,12 @@ from m3l_model.pretrained import load_pretrained
 from m3l_model.recipe import TrainConfig
 from m3l_model.run_log import RunLog
 from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, load_state, save_state
+from m3l_model.scenarios import DEPTH_MISSING
 from m3l_model.segmenter import LinearFusionSegmenter
 from m3l_model.stop_signals import StopSignals
 from m3l_model.training_frames import TrainingFrames
 from m3l_model.training_memory import check_memory, step_bytes
-from m3l_model.validation import panels, validate
+from m3l_model.validation import panels, plan_validation, validate
 from m3l_model.views import make_views
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -143,6 +145,9 @@ def train(
     fabric = machine.fabric()
     workers = default_workers() if machine.workers is None else machine.workers
     _check_shares(config, fabric.world_size)
+    validation = (
+        plan_validation(config, frames.dataset, frames.validation) if len(frames.validation) else None
+    )
     if is_first_process():
         frames.check_labels(workers, allow_unlabelled_classes)
         frames.check_overlap()
@@ -161,7 +166,7 @@ def train(
     if (out / STATE_FILE).is_file():
         progress = load_state(out, learner, identity)
     fabric.barrier()
-    run = _Run(learner, frames, out, identity, intervals, fabric.is_global_zero)
+    run = _Run(learner, frames, validation, out, identity, intervals, fabric.is_global_zero)
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         run.write_facts(
@@ -234,6 +239,7 @@ class _Run:
     Args:
         learner: what is trained.
         frames: of the run.
+        validation: what is validated, and how; None where no frame is set apart for it.
         out: its folder.
         identity: of the run.
         intervals: of states and validations.
@@ -244,6 +250,7 @@ class _Run:
         self,
         learner: Learner,
         frames: TrainingFrames,
+        validation: EvaluationPlan | None,
         out: Path,
         identity: RunIdentity,
         intervals: Intervals,
@@ -251,6 +258,7 @@ class _Run:
     ) -> None:
         self._learner = learner
         self._frames = frames
+        self._validation = validation
         self._out = out
         self._identity = identity
         self._intervals = intervals
@@ -283,24 +291,30 @@ class _Run:
         """
         with ExitStack() as opened:
             stop = opened.enter_context(StopSignals())
-            log = opened.enter_context(RunLog(self._out, progress.steps)) if self._writes else None
+            log = opened.enter_context(self._log(progress)) if self._writes else None
             bar = opened.enter_context(self._bar(progress))
+            if log and progress.look_due:
+                progress = self._look(log, progress)
             meter = _Meter()
             for result, waited in results:
-                progress = replace(progress, steps=result.step + 1)
+                steps = result.step + 1
+                look_due = self._due(steps, self._intervals.validation)
+                progress = replace(progress, steps=steps, look_due=look_due)
                 bar.set_postfix(meter.add(result, waited), refresh=False)
                 bar.update()
+                stopped = ranks.any_of_us(stop.requested) and steps < self._learner.config.steps
                 if log:
                     log.step(result)
-                    if self._due(progress, self._intervals.validation):
+                    if stopped or self._due(steps, self._intervals.state):
+                        self._save(log, progress)
+                    if look_due and not stopped:
                         progress = self._look(log, progress)
-                stopped = ranks.any_of_us(stop.requested)
-                if log and (stopped or self._due(progress, self._intervals.state)):
-                    log.flush()
-                    save_state(self._out, self._learner, self._identity, progress)
                 if stopped:
                     break
         return progress
+
+    def _log(self, progress: Progress) -> RunLog:
+        return RunLog(self._out, progress.steps, progress.look_due)
 
     def _bar(self, progress: Progress) -> tqdm:
         return tqdm(
@@ -311,26 +325,35 @@ class _Run:
             disable=not self._writes,
         )
 
-    def _due(self, progress: Progress, interval: int) -> bool:
-        return progress.steps == self._learner.config.steps or (
-            interval > 0 and progress.steps % interval == 0
-        )
+    def _due(self, steps: int, interval: int) -> bool:
+        return steps == self._learner.config.steps or (interval > 0 and steps % interval == 0)
+
+    def _save(self, log: RunLog, progress: Progress) -> None:
+        log.flush()
+        save_state(self._out, self._learner, self._identity, progress)
 
     def _look(self, log: RunLog, progress: Progress) -> Progress:
-        """Validate, keep the model if it is the best so far, and draw what the networks say."""
+        """Validate, keep the model if it is the best so far, and draw what the networks say.
+
+        A state that was written before says that this is due; after the last step it is written once more.
+        """
         frames, learner = self._frames, self._learner
-        if len(frames.validation):
-            scores = validate(learner.model, frames.dataset, frames.validation)
+        if self._validation:
+            scores = validate(learner.model, self._validation)
             log.validated(progress.steps, scores)
-            if progress.best_miou is None or scores["robust"] > progress.best_miou:
+            score = scores.get("robust", scores[DEPTH_MISSING.name])
+            if progress.best_miou is None or score > progress.best_miou:
                 save_checkpoint(self._out / BEST_FILE, learner.model)
-                progress = replace(progress, best_step=progress.steps, best_miou=scores["robust"])
+                progress = replace(progress, best_step=progress.steps, best_miou=score)
         shown = frames.validation if len(frames.validation) else frames.trained_on
         chosen = shown[np.linspace(0, len(shown) - 1, min(_PANELS, len(shown))).astype(int)]
         image = panels(learner.network, learner.model, frames.dataset, chosen, frames.label_set)
         log.panel(
             "colour, depth, teacher, student without depth, student without colour", image, progress.steps
         )
+        progress = replace(progress, look_due=False)
+        if progress.steps == learner.config.steps:
+            self._save(log, progress)
         return progress
 
 

@@ -17,6 +17,7 @@ from m3l_model.bag_storage import Allocate, new_memory
 from m3l_model.bags import BagFrames
 from m3l_model.data import NetworkFrame, ToNetworkSize
 from m3l_model.errors import M3LError
+from m3l_model.evaluation_plan import evaluated_positions
 from m3l_model.label_check import check_labels, require_labels_of
 from m3l_model.label_files import LabelFiles
 from m3l_model.labels import LabelSet
@@ -76,23 +77,19 @@ class TrainingFrames:
         if splits is None:
             labelled, unlabelled = np.flatnonzero(dataset.labelled), np.flatnonzero(~dataset.labelled)
             return cls(dataset, label_set, label_files, labelled, unlabelled, np.empty(0, np.intp))
-        labelled, unlabelled, validation = (
-            splits.select(dataset, "labelled"),
-            splits.select(dataset, "unlabelled"),
-            splits.select(dataset, "validation"),
-        )
+        labelled, unlabelled = splits.select(dataset, "labelled"), splits.select(dataset, "unlabelled")
         if not len(labelled):
             raise M3LError(
                 f"the splits leave none of the {dataset.labelled.sum()} labelled frames to training; draw them anew "
                 "with m3l split, or edit the file"
             )
-        if not len(validation):
+        if not len(splits.select(dataset, "validation")):
             raise M3LError(
                 "the splits set no frame apart for validation; draw them anew with m3l split, or train without "
                 "--splits on all frames"
             )
-        labelled_validation = validation[dataset.labelled[validation]]
-        return cls(dataset, label_set, label_files, labelled, unlabelled, labelled_validation)
+        validation = evaluated_positions(dataset, splits)
+        return cls(dataset, label_set, label_files, labelled, unlabelled, validation)
 
     @property
     def trained_on(self) -> npt.NDArray[np.intp]:

@@ -11,37 +11,53 @@ import numpy.typing as npt
 
 from m3l_model import metrics
 from m3l_model.bag_dataset import RgbdBagDataset
+from m3l_model.errors import M3LError
 from m3l_model.evaluation import evaluate
-from m3l_model.evaluation_plan import plan_evaluation
+from m3l_model.evaluation_plan import EvaluationPlan, plan_evaluation
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import to_metres
-from m3l_model.scenarios import ROBUST, chosen_scenarios
+from m3l_model.recipe import TrainConfig
+from m3l_model.scenarios import DEPTH_MISSING, ROBUST, chosen_scenarios
 from m3l_model.segmenter import LinearFusionSegmenter
 
 PANEL_HEIGHT = 120
 
 
-def validate(
-    model: LinearFusionSegmenter, dataset: RgbdBagDataset, positions: npt.NDArray[np.intp]
-) -> dict[str, float]:
+def plan_validation(
+    config: TrainConfig, dataset: RgbdBagDataset, positions: npt.NDArray[np.intp]
+) -> EvaluationPlan:
+    """Plan what ``validate`` does: the scenarios of ``scenarios.ROBUST``, or, for a recipe of colour alone, that alone.
+
+    Args:
+        config: the recipe.
+        dataset: frames as they were recorded, with labels.
+        positions: (V,) of those to score.
+
+    Raises:
+        M3LError: there are none, none has depth although the recipe takes it, or a bag cannot be read.
+    """
+    scenarios = (DEPTH_MISSING,) if config.modalities == "rgb" else chosen_scenarios(ROBUST)
+    try:
+        return plan_evaluation(dataset, positions, scenarios)
+    except M3LError as error:
+        raise M3LError(f"validation: {error}") from error
+
+
+def validate(model: LinearFusionSegmenter, plan: EvaluationPlan) -> dict[str, float]:
     """Score a network that goes on being trained, in float32, at the images' own size.
 
     Args:
         model: the network; stays as it is.
-        dataset: frames as they were recorded, with labels.
-        positions: (V,) of those to score.
+        plan: of ``plan_validation``.
 
     Returns:
-        The mIoU in each scenario of ``scenarios.ROBUST``, and their mean, ``robust``.
-
-    Raises:
-        M3LError: none of the frames has depth.
+        The mIoU in each scenario, and, where these are ``scenarios.ROBUST``, their mean, ``robust``.
     """
-    plan = plan_evaluation(dataset, positions, chosen_scenarios(ROBUST))
     confusion = evaluate(plan, {"model": _predictor(model)}).counts.confusion[0].sum(1)
-    scores = dict(zip(ROBUST, metrics.miou(confusion).tolist(), strict=True))
-    return scores | {"robust": float(np.mean(list(scores.values())))}
+    names = tuple(scenario.name for scenario in plan.scenarios)
+    scores = dict(zip(names, metrics.miou(confusion).tolist(), strict=True))
+    return scores | ({"robust": float(np.mean(list(scores.values())))} if names == ROBUST else {})
 
 
 def panels(

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_samples import blocks, small
 
-from m3l_model import M3LError, Predictor, load_checkpoint, training_memory
+from m3l_model import M3LError, Predictor, load_checkpoint, training, training_memory
 from m3l_model.bag_dataset import RgbdBagDataset
 from m3l_model.bag_writer import BagWriter
 from m3l_model.bags import BagFrames
@@ -33,6 +34,7 @@ from m3l_model.scenarios import ROBUST, chosen_scenarios
 from m3l_model.splits import BagSplits, Splits, TimeRange
 from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train
 from m3l_model.training_frames import TrainingFrames
+from m3l_model.validation import validate
 from m3l_model.views import Views
 
 LABELS = LabelSet.generic(3)
@@ -52,6 +54,29 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert read_log(one) == read_log(other)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """As ``assert_same_state``, with the validations and what is best by them."""
+    assert_same_state(one, other)
+    assert (one / VALIDATION_FILE).read_text() == (other / VALIDATION_FILE).read_text()
+    progress, found = (read_tensors(run / STATE_FILE)[1]["progress"] for run in (one, other))
+    assert progress == found
+    best, found_best = (load_checkpoint(run / BEST_FILE).state_dict() for run in (one, other))
+    assert all(torch.equal(tensor, found_best[name]) for name, tensor in best.items())
+
+
+def signalled_at(
+    last: int, number: signal.Signals = signal.SIGTERM, step: Callable[..., StepResult] = Learner.step
+) -> Callable[[Learner, int, Views], StepResult]:
+    """A step during whose ``last`` the process gets a signal."""
+
+    def signalled(self: Learner, index: int, views: Views) -> StepResult:
+        if index == last:
+            signal.raise_signal(number)
+        return step(self, index, views)
+
+    return signalled
 
 
 @pytest.fixture
@@ -134,14 +159,7 @@ def test_a_signal_writes_the_state_and_resume_ends_with_the_same_bits(
     config = small(load_config("m3l"), steps=5)
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(config, frames_of(block_bag), whole, seed=3, machine=CPU)
-    step = Learner.step
-
-    def signalled(self: Learner, index: int, views: Views) -> StepResult:
-        if index == 1:
-            signal.raise_signal(number)
-        return step(self, index, views)
-
-    monkeypatch.setattr(Learner, "step", signalled)
+    monkeypatch.setattr(Learner, "step", signalled_at(1, number))
     before = signal.getsignal(number)
     assert train(config, frames_of(block_bag), out, seed=3, machine=CPU) is None
     assert signal.getsignal(number) is before
@@ -229,6 +247,77 @@ def test_validates_keeps_the_best_and_resumes_with_it(tmp_path: Path, block_bag:
     assert shown == pytest.approx([line["robust"] for line in lines])
     (panel,) = board.Tags()["images"]
     assert (board.Images(panel)[-1].height, board.Images(panel)[-1].width) == (2 * 120, 5 * 180)
+
+
+def test_a_validation_that_was_missed_is_made_up_for(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, frames = small(load_config("m3l"), steps=4, labelled_batch=1), split_frames(block_bag)
+
+    def run(out: Path) -> Path | None:
+        return train(config, frames, out, 3, CPU, Intervals(2, 2), resume=True, allow_unlabelled_classes=True)
+
+    run(tmp_path / "whole")
+    out = tmp_path / "run"
+
+    def fail(*_: object) -> dict[str, float]:
+        raise M3LError("a damaged label")
+
+    for done in (2, 4):
+        monkeypatch.setattr(training, "validate", fail)
+        with pytest.raises(M3LError, match="a damaged label"):
+            run(out)
+        assert json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["steps"] == done
+        with pytest.raises(M3LError, match="a damaged label"):
+            run(out)
+        assert len(read_log(out)) == done
+        monkeypatch.setattr(training, "validate", validate)
+        monkeypatch.setattr(Learner, "step", signalled_at(done))
+        run(out)
+        monkeypatch.undo()
+    assert_same_end(tmp_path / "whole", out)
+
+
+def test_a_signal_at_a_validation_is_answered_at_once(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, frames = small(load_config("m3l"), steps=4, labelled_batch=1), split_frames(block_bag)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    options: dict[str, Any] = {"intervals": Intervals(0, 2), "allow_unlabelled_classes": True}
+    train(config, frames, whole, 3, CPU, **options)
+    monkeypatch.setattr(Learner, "step", signalled_at(1))
+    assert train(config, frames, out, 3, CPU, **options) is None
+    assert not (out / VALIDATION_FILE).read_text()
+    monkeypatch.undo()
+    train(config, frames, out, 3, CPU, resume=True, **options)
+    assert_same_end(whole, out)
+
+
+def test_what_cannot_validate_is_said_before_the_first_step(tmp_path: Path) -> None:
+    rgb, depth, labels = blocks(8)
+    with BagWriter(tmp_path / "bag") as bag:
+        for index in range(8):
+            seen, truth = depth[index] if index < 4 else None, None if index % 2 else labels[index]
+            bag.write_frame(1_000_000_000 + index * 100_000_000, "camera", rgb[index], seen, truth, np.eye(3))
+    frames, out = split_frames(tmp_path / "bag"), tmp_path / "run"
+    with pytest.raises(M3LError, match="validation: none of 2 frames has depth"):
+        train(small(load_config("m3l")), frames, out, seed=3, machine=CPU)
+    assert not out.exists()
+
+
+def test_a_recording_of_colour_alone_trains_and_validates_a_model_of_colour(tmp_path: Path) -> None:
+    rgb, _, labels = blocks(8)
+    with BagWriter(tmp_path / "bag") as bag:
+        for index in range(8):
+            truth = None if index % 2 else labels[index]
+            bag.write_frame(1_000_000_000 + index * 100_000_000, "camera", rgb[index], None, truth, np.eye(3))
+    frames, out = split_frames(tmp_path / "bag"), tmp_path / "run"
+    assert train(small(load_config("rgb_mean_teacher")), frames, out, 3, CPU, Intervals(0, 2))
+    lines = [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()]
+    assert [line.keys() for line in lines] == [{"step", "depth_missing"}] * 2
+    progress = json.loads(read_tensors(out / STATE_FILE)[1]["progress"])
+    assert progress["best_miou"] == max(line["depth_missing"] for line in lines)
+    assert (out / BEST_FILE).is_file()
 
 
 def test_validation_changes_nothing(tmp_path: Path, block_bag: Path) -> None:

@@ -105,6 +105,11 @@ def test_what_leaves_nothing_to_train_on_or_to_validate_with_is_refused(tmp_path
         select(bag, splits=halves(bag, **late))
     with pytest.raises(M3LError, match="no frame apart for validation"):
         select(bag, splits=halves(bag, training=WHOLE))
+    unlabelled = write_bag(tmp_path / "early", labelled=(1, 4))
+    with pytest.raises(
+        M3LError, match=r"none of the 4 frames that the splits set apart for validation has labels"
+    ):
+        select(unlabelled, splits=halves(unlabelled))
 
 
 def test_label_files_of_other_bags_are_refused(tmp_path: Path) -> None:
