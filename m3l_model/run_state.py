@@ -53,7 +53,7 @@ class Progress:
     Attributes:
         steps: done.
         best_step: after how many steps the best model so far was validated; None before the first validation.
-        best_miou: its robust mIoU.
+        best_miou: its mIoU, as ``validation.merit`` gives it.
         look_due: whether these steps are to be followed by a validation that has not been done.
     """
 

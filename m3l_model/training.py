@@ -35,12 +35,11 @@ from m3l_model.pretrained import load_pretrained
 from m3l_model.recipe import TrainConfig
 from m3l_model.run_log import RunLog
 from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, load_state, save_state
-from m3l_model.scenarios import DEPTH_MISSING
 from m3l_model.segmenter import LinearFusionSegmenter
 from m3l_model.stop_signals import StopSignals
 from m3l_model.training_frames import TrainingFrames
 from m3l_model.training_memory import check_memory, step_bytes
-from m3l_model.validation import panels, plan_validation, validate
+from m3l_model.validation import merit, panels, plan_validation, validate
 from m3l_model.views import make_views
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -341,7 +340,7 @@ class _Run:
         if self._validation:
             scores = validate(learner.model, self._validation)
             log.validated(progress.steps, scores)
-            score = scores.get("robust", scores[DEPTH_MISSING.name])
+            score = merit(self._identity.config, scores)
             if progress.best_miou is None or score > progress.best_miou:
                 save_checkpoint(self._out / BEST_FILE, learner.model)
                 progress = replace(progress, best_step=progress.steps, best_miou=score)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import to_metres
 from m3l_model.recipe import TrainConfig
-from m3l_model.scenarios import DEPTH_MISSING, ROBUST, chosen_scenarios
+from m3l_model.scenarios import CLEAN, DEPTH_MISSING, ROBUST, chosen_scenarios
 from m3l_model.segmenter import LinearFusionSegmenter
 
 PANEL_HEIGHT = 120
@@ -58,6 +59,21 @@ def validate(model: LinearFusionSegmenter, plan: EvaluationPlan) -> dict[str, fl
     names = tuple(scenario.name for scenario in plan.scenarios)
     scores = dict(zip(names, metrics.miou(confusion).tolist(), strict=True))
     return scores | ({"robust": float(np.mean(list(scores.values())))} if names == ROBUST else {})
+
+
+def merit(config: TrainConfig, scores: Mapping[str, float]) -> float:
+    """Give the mIoU by which the best model of a run is chosen.
+
+    It is the robust one where modalities are masked; other recipes never train the token that stands for a missing one,
+    and are judged by what they are trained on.
+
+    Args:
+        config: the recipe.
+        scores: of ``validate``.
+    """
+    if config.masking != "none":
+        return scores["robust"]
+    return scores[DEPTH_MISSING.name if config.modalities == "rgb" else CLEAN.name]
 
 
 def panels(

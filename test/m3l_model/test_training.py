@@ -249,6 +249,26 @@ def test_validates_keeps_the_best_and_resumes_with_it(tmp_path: Path, block_bag:
     assert (board.Images(panel)[-1].height, board.Images(panel)[-1].width) == (2 * 120, 5 * 180)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "decisive"),
+    [("m3l", "robust"), ("mean_teacher", "clean"), ("rgb_mean_teacher", "depth_missing")],
+)
+def test_the_best_is_never_chosen_with_an_untrained_token(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, decisive: str
+) -> None:
+    names = ("clean", "depth_missing", "rgb_missing", "robust")
+    seen: list[dict[str, float]] = []
+
+    def scores(*_: object) -> dict[str, float]:
+        seen.append({name: float(len(seen) == (1 if name == decisive else 2)) for name in names})
+        return seen[-1]
+
+    monkeypatch.setattr(training, "validate", scores)
+    config, out = small(load_config(recipe), steps=3, labelled_batch=1), tmp_path / "run"
+    train(config, split_frames(block_bag), out, 3, CPU, Intervals(0, 1), allow_unlabelled_classes=True)
+    assert json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["best_step"] == 2
+
+
 def test_a_validation_that_was_missed_is_made_up_for(
     tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
