@@ -90,6 +90,21 @@ def result_path(kind: str, row: str, seed: int, config: TrainConfig) -> Path:
     return RESULTS / f"{kind}-{row}-{seed}-{digest(config)}.json"
 
 
+def tuned_fill(row: str, config: TrainConfig) -> str | None:
+    """Give what was better in place of a missing modality on the rooms to tune on; None: the mask token.
+
+    Exits where that is not known.
+    """
+    path = result_path("tune", row, 0, config)
+    result = json.loads(path.read_text())
+    if config.masking == "none" and "fill" not in result:
+        sys.exit(
+            f"{path}: does not say what stood in for a missing modality; remove it and run with --tune again"
+        )
+    name: str | None = result.get("fill")
+    return name
+
+
 def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]) -> bool:
     """Train and score, unless that has been done; False where a signal ended it."""
     config = config_of(SYNTHETIC, row, rate)
@@ -97,6 +112,7 @@ def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]
     path = result_path(kind, row, seed, config)
     if path.is_file():
         return True
+    fill_name = None if kind == "tune" else tuned_fill(row, config)
     first = 1000 + 100 * seed + (50 if kind == "tune" else 0)
     training = _bag(work, Recording(tuple(range(first, first + 16)), frames_per_room=30, labelled=8))
     scored = _bag(work, Recording(rooms, frames_per_room=10, labelled=10 * len(rooms)))
@@ -105,11 +121,14 @@ def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]
     if train(config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True) is None:
         return False
     dataset = RgbdBagDataset([scored], LABELS)
-    choices: list[Any] = list(fills(config, frames)) if config.masking == "none" else [None]
-    scores = [score(out / "checkpoint.safetensors", dataset, dataset, fill) for fill in choices]
-    miou = max(scores, key=lambda found: found["robust"])
+    choices: list[Any] = [None]
+    if config.masking == "none":
+        choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
+    scores = [(score(out / "checkpoint.safetensors", dataset, dataset, fill), fill) for fill in choices]
+    miou, fill = max(scores, key=lambda pair: pair[0]["robust"])
     del miou["holes"]
     facts = {"row": row, "seed": seed, "learning_rate": rate, "rooms": rooms, "miou": miou}
+    facts["fill"] = fill.name if fill else None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=1) + "\n")
     return True

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +21,18 @@ def lists(repository: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def rows(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a script by name; neither it nor what it changes outlives the test."""
     monkeypatch.syspath_prepend(str(repository / "experiments"))
-    import rows
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    yield importlib.import_module
+    for path in (repository / "experiments").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
-    yield rows
-    del sys.modules["rows"]
+
+@pytest.fixture
+def rows(script: Callable[[str], Any]) -> Any:
+    return script("rows")
 
 
 def test_draws_are_of_the_usable_frames(lists: dict[str, list[str]]) -> None:
@@ -55,3 +65,45 @@ def test_rows_share_the_harness(rows: Any) -> None:
                 for name in (*shared, "batch_norm", "train_fused", "teacher_noise", "augmentation"):
                     expected = {**rows.HARNESS, **setting}.get(name, getattr(configs["m3l"], name))
                     assert getattr(config, name) == expected, (row, name)
+
+
+def test_what_stands_in_for_a_modality_is_chosen_on_the_rooms_to_tune_on(
+    tmp_path: Path, script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthetic = script("synthetic")
+    trained: list[Path] = []
+
+    def train(config: object, frames: object, out: Path, *_: object, **__: object) -> Path:
+        trained.append(out)
+        return out
+
+    def score(checkpoint: Path, rooms: tuple[int, ...], _: object, fill: Any) -> dict[str, float]:
+        better = {synthetic.TUNED_ON: "zeros", synthetic.SCORED_ON: "mean"}[rooms]
+        return {"robust": 0.5 + (fill is not None and fill.name == better) / 4, "holes": 0.0}
+
+    monkeypatch.setattr(synthetic, "RESULTS", tmp_path)
+    monkeypatch.setattr(synthetic, "train", train)
+    monkeypatch.setattr(synthetic, "score", score)
+    monkeypatch.setattr(
+        synthetic, "fills", lambda *_: [SimpleNamespace(name=name) for name in ("zeros", "mean")]
+    )
+    monkeypatch.setattr(synthetic, "_bag", lambda work, recording: recording.rooms)
+    monkeypatch.setattr(synthetic, "RgbdBagDataset", lambda bags, labels: bags[0])
+    monkeypatch.setattr(synthetic, "TrainingFrames", SimpleNamespace(select=lambda *_: None))
+    monkeypatch.setattr(synthetic, "BagFrames", SimpleNamespace(open=lambda path: path))
+    for row, fill in (("supervised", "zeros"), ("m3l", None)):
+        for rooms in (synthetic.TUNED_ON, synthetic.SCORED_ON):
+            assert synthetic.run_one(tmp_path, row, 0, 0.001, rooms)
+        found = [
+            json.loads(next(tmp_path.glob(f"{kind}-{row}-*.json")).read_text()) for kind in ("tune", "final")
+        ]
+        assert [result["fill"] for result in found] == [fill, fill]
+        assert found[1]["miou"]["robust"] == 0.5
+    path = next(tmp_path.glob("tune-supervised-*.json"))
+    result = json.loads(path.read_text())
+    del result["fill"]
+    path.write_text(json.dumps(result))
+    before = len(trained)
+    with pytest.raises(SystemExit, match="does not say what stood in"):
+        synthetic.run_one(tmp_path, "supervised", 1, 0.001, synthetic.SCORED_ON)
+    assert len(trained) == before
