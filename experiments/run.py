@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from m3l_model.data import StepSampler, read_batches  # noqa: E402
 from m3l_model.learner import Learner  # noqa: E402
 from m3l_model.recipe import TrainConfig  # noqa: E402
-from m3l_model.run_log import VALIDATION_FILE, read_log  # noqa: E402
+from m3l_model.run_log import VALIDATION_FILE, read_log, wall_seconds  # noqa: E402
 from m3l_model.training import BEST_FILE, Intervals, Machine, learn, new_network, train  # noqa: E402
 from m3l_model.training_frames import TrainingFrames  # noqa: E402
 
@@ -115,6 +115,7 @@ def run_one(
             "steps": config.steps,
             "images": sum(sum(config.step_frames(step)) for step in range(config.steps)),
             "gflop": _gflop(config, frames),
+            "wall_seconds": wall_seconds(out),
             "loss_supervised": read_log(out)[-1]["loss_supervised"],
             "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
             "validation": _scores(bags, "validation", config, frames, out, None),

@@ -32,8 +32,10 @@ def main() -> int:
     if not runs:
         sys.exit(f"{RESULTS}: no results of {args.part}; experiments/run.py makes them")
     chosen = _chosen(runs)
-    print(f"| row | draws | rate | {' | '.join(COLUMNS)} | best on validation | GFLOP | images |")
-    print("|" + "---|" * (len(COLUMNS) + 6))
+    print(
+        f"| row | draws | rate | {' | '.join(COLUMNS)} | best on validation | GFLOP | images | steps | wall s |"
+    )
+    print("|" + "---|" * (len(COLUMNS) + 8))
     for row, of_row in chosen.items():
         print(_line(row, of_row, args.part))
     print()
@@ -63,9 +65,12 @@ def _line(row: str, of_row: dict[int, dict[str, Any]], part: str) -> str:
     means = [100 * statistics.mean(run[part]["final"][name] for run in runs) for name in COLUMNS]
     best = 100 * statistics.mean(run[part]["best"]["robust"] for run in runs)
     cells = " | ".join(f"{mean:.1f}" for mean in means)
+    seconds = [run["wall_seconds"] for run in runs if run.get("wall_seconds") is not None]
+    wall = f"{statistics.mean(seconds):.0f}" if len(seconds) == len(runs) else "-"
     return (
         f"| {row} | {', '.join(map(str, of_row))} | {runs[0]['learning_rate']:g} | {cells} | {best:.1f} | "
-        f"{runs[0]['gflop']:.0f} | {runs[0]['images']} |"
+        f"{runs[0]['gflop']:.0f} | {runs[0]['images']} | "
+        f"{runs[0]['steps']} | {wall} |"
     )
 
 

@@ -41,11 +41,11 @@ class RunLog:
         self._validation.close()
         self._board.close()
 
-    def step(self, result: StepResult) -> None:
-        """Log a step."""
-        fields = result._asdict()
+    def step(self, result: StepResult, seconds: float) -> None:
+        """Log a step, and how long it took."""
+        fields = {**result._asdict(), "seconds": round(seconds, 4)}
         self._file.write(json.dumps(fields) + "\n")
-        step = fields.pop("step")
+        step = int(fields.pop("step"))
         for name, value in fields.items():
             self._board.add_scalar(f"train/{name}", value, step)
 
@@ -74,7 +74,16 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """
     if not (folder / LOG_FILE).is_file():
         raise M3LError(f"{folder}: no {LOG_FILE}; not the folder of a training run")
-    return _lines(folder / LOG_FILE)
+    return [{name: line[name] for name in StepResult._fields} for line in _lines(folder / LOG_FILE)]
+
+
+def wall_seconds(folder: Path) -> float | None:
+    """Give the seconds that the steps of a run took, over all its lives; None where it did not log some of them.
+
+    A step that was done again after a kill counts once; validation and the writing of states are not counted.
+    """
+    lines = _lines(folder / LOG_FILE)
+    return sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None
 
 
 def _continued(path: Path, last: int) -> TextIO:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -212,13 +212,20 @@ def new_network(
     return network
 
 
+class StepTime(NamedTuple):
+    """Seconds that a step took, and those of them that were spent waiting for its frames."""
+
+    total: float
+    waited: float
+
+
 def learn(
     learner: Learner, batches: Iterator[NetworkFrame], seed: int, start: int, fabric: Fabric
-) -> Iterator[tuple[StepResult, float]]:
+) -> Iterator[tuple[StepResult, StepTime]]:
     """Do the steps from ``start`` on, one for each batch.
 
     Yields:
-        The step's losses, and the seconds that were spent waiting for its frames.
+        The step's losses, and its time.
     """
     config = learner.config
     for step in range(start, config.steps):
@@ -229,7 +236,8 @@ def learn(
         draws = StepDraws(seed, step, (*first, *second, *third))
         draws.seed_network()
         views = make_views(config, frames, draws, len(first), fabric.device)
-        yield learner.step(step, views), waited
+        result = learner.step(step, views)
+        yield result, StepTime(time.perf_counter() - began, waited)
 
 
 class _Run:
@@ -282,7 +290,7 @@ class _Run:
         partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         partial.replace(self._out / "run.json")
 
-    def go(self, results: Iterator[tuple[StepResult, float]], progress: Progress) -> Progress:
+    def go(self, results: Iterator[tuple[StepResult, StepTime]], progress: Progress) -> Progress:
         """Do the steps that are left, or those until a signal asks for a stop.
 
         Returns:
@@ -295,15 +303,15 @@ class _Run:
             if log and progress.look_due:
                 progress = self._look(log, progress)
             meter = _Meter()
-            for result, waited in results:
+            for result, spent in results:
                 steps = result.step + 1
                 look_due = self._due(steps, self._intervals.validation)
                 progress = replace(progress, steps=steps, look_due=look_due)
-                bar.set_postfix(meter.add(result, waited), refresh=False)
+                bar.set_postfix(meter.add(result, spent.waited), refresh=False)
                 bar.update()
                 stopped = ranks.any_of_us(stop.requested) and steps < self._learner.config.steps
                 if log:
-                    log.step(result)
+                    log.step(result, spent.total)
                     if stopped or self._due(steps, self._intervals.state):
                         self._save(log, progress)
                     if look_due and not stopped:

@@ -28,7 +28,7 @@ from m3l_model.evaluation_summary import summarise
 from m3l_model.labels import IGNORE_ID, LabelSet
 from m3l_model.learner import Learner, StepResult
 from m3l_model.recipe import load_config
-from m3l_model.run_log import VALIDATION_FILE, read_log
+from m3l_model.run_log import LOG_FILE, VALIDATION_FILE, read_log, wall_seconds
 from m3l_model.run_state import STATE_FILE
 from m3l_model.scenarios import ROBUST, chosen_scenarios
 from m3l_model.splits import BagSplits, Splits, TimeRange
@@ -168,9 +168,22 @@ def test_a_signal_writes_the_state_and_resume_ends_with_the_same_bits(
     monkeypatch.undo()
     assert train(config, frames_of(block_bag), out, seed=3, machine=Machine("cpu", workers=1), resume=True)
     assert_same_state(whole, out)
+    seconds = [json.loads(line)["seconds"] for line in (out / LOG_FILE).read_text().splitlines()]
+    assert len(seconds) == 5
+    assert min(seconds) > 0
+    assert wall_seconds(out) == pytest.approx(sum(seconds))
     expected = load_checkpoint(whole / CHECKPOINT_FILE).state_dict()
     found = load_checkpoint(out / CHECKPOINT_FILE).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_seconds_that_were_not_all_logged_are_not_summed(tmp_path: Path) -> None:
+    lines = [{**StepResult(step, 1.0, 0.0, 0.1)._asdict(), "seconds": 0.5} for step in range(2)]
+    (tmp_path / LOG_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert wall_seconds(tmp_path) == 1.0
+    del lines[0]["seconds"]
+    (tmp_path / LOG_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert wall_seconds(tmp_path) is None
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bits() -> None:

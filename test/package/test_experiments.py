@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from m3l_model.run_log import LOG_FILE
+
 
 @pytest.fixture
 def lists(repository: Path) -> dict[str, list[str]]:
@@ -107,3 +109,45 @@ def test_what_stands_in_for_a_modality_is_chosen_on_the_rooms_to_tune_on(
     with pytest.raises(SystemExit, match="does not say what stood in"):
         synthetic.run_one(tmp_path, "supervised", 1, 0.001, synthetic.SCORED_ON)
     assert len(trained) == before
+
+
+def test_wall_time_is_in_the_result_and_in_the_table(
+    tmp_path: Path,
+    script: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, table = script("run"), script("table")
+    scores = dict.fromkeys(table.COLUMNS, 0.5)
+
+    def train(config: object, frames: object, out: Path, *_: object, **__: object) -> Path:
+        out.mkdir(parents=True)
+        steps = [
+            {"step": n, "loss_supervised": 1.0, "loss_pseudo": 0.0, "learning_rate": 0.1} for n in range(2)
+        ]
+        lines = [json.dumps({**step, "seconds": 20.25}) + "\n" for step in steps]
+        (out / LOG_FILE).write_text("".join(lines))
+        (out / run.VALIDATION_FILE).touch()
+        return out
+
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "_gflop", lambda *_: 1.0)
+    monkeypatch.setattr(run, "_scores", lambda *_: {"final": scores, "best": scores, "fill": None})
+    bags = SimpleNamespace(training_frames=lambda draw: None)
+    for row in ("m3l", "m3l_tuned"):
+        assert run.run_one(bags, tmp_path, run.Machine("cpu"), row, 1, 0.001, False)
+    (path,) = (tmp_path / "results").glob("m3l_tuned-*.json")
+    result = json.loads(path.read_text())
+    assert result.pop("wall_seconds") == 40.5
+    path.write_text(json.dumps(result))
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["table.py"])
+    table.main()
+    header, rule, *rows = capsys.readouterr().out.splitlines()[:4]
+    assert header.endswith("| GFLOP | images | steps | wall s |")
+    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
+    assert {row.split(" | ")[0]: row.split(" | ")[-2:] for row in rows} == {
+        "| m3l": ["1500", "40 |"],
+        "| m3l_tuned": ["1500", "- |"],
+    }
