@@ -56,6 +56,11 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
 LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
 
 
+def criterion(modalities: str) -> str:
+    """Name the mIoU by which a row's learning rate is chosen: robust, or colour's where nothing else is trained on."""
+    return "rgb_only" if modalities == "rgb" else "robust"
+
+
 def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
     """Give a row's recipe.
 

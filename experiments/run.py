@@ -29,7 +29,7 @@ share_cores(os.environ)
 import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 from nyuv2_data import LABELS, NyuBags  # noqa: E402
-from rows import ABLATIONS, LEARNING_RATES, NYUV2, ROWS, config_of, digest  # noqa: E402
+from rows import ABLATIONS, LEARNING_RATES, NYUV2, ROWS, config_of, criterion, digest  # noqa: E402
 from scoring import fills, score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -78,11 +78,11 @@ def result_path(row: str, draw: int, config: TrainConfig) -> Path:
 
 def best_rate(row: str, rates: list[float]) -> float:
     """Give the learning rate that was best on validation in the first draw."""
-    paths = {rate: result_path(row, 1, config_of(NYUV2, row, rate)) for rate in rates}
+    configs = {rate: config_of(NYUV2, row, rate) for rate in rates}
     found = {
-        rate: json.loads(path.read_text())["validation"]["final"]["robust"]
-        for rate, path in paths.items()
-        if path.is_file()
+        rate: json.loads(path.read_text())["validation"]["final"][criterion(config.modalities)]
+        for rate, config in configs.items()
+        if (path := result_path(row, 1, config)).is_file()
     }
     if len(found) < len(rates):
         sys.exit(f"{row}: draw 1 has to come first: {len(found)} of {len(rates)} learning rates are there")

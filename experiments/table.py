@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from paired import verdict
+from rows import criterion
 
 RESULTS = Path(__file__).resolve().parent / "results" / "nyuv2"
 COLUMNS = ("both", "rgb_only", "depth_only", "robust", "holes")
+COMPARED = ("both", "rgb_only", "robust")
+"""What docs/experiments.md claims something of."""
 
 
 def main() -> int:
@@ -40,12 +43,15 @@ def main() -> int:
         print(_line(row, of_row, args.part))
     print()
     for row, of_row in chosen.items():
-        if row != args.against and args.against in chosen:
-            difference = verdict(_robust(chosen[args.against], args.part), _robust(of_row, args.part))
-            print(f"robust, {args.against} - {row}: {difference}")
+        if row == args.against or args.against not in chosen:
+            continue
+        for name in COMPARED:
+            if name in _columns(of_row[min(of_row)]):
+                one, other = (_scores(runs, args.part, name) for runs in (chosen[args.against], of_row))
+                print(f"{name}, {args.against} - {row}: {verdict(one, other)}")
     print(f"\n{len(runs)} runs:")
     for run in runs:
-        figures = ", ".join(f"{name} {100 * run[args.part]['final'][name]:.1f}" for name in COLUMNS)
+        figures = ", ".join(f"{name} {100 * run[args.part]['final'][name]:.1f}" for name in _columns(run))
         print(f"- {run['row']}, draw {run['draw']}, rate {run['learning_rate']:g}: {figures}")
     return 0
 
@@ -53,18 +59,27 @@ def main() -> int:
 def _chosen(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
     """For each row its runs by draw, with the configuration that was best on validation in draw 1."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in sorted(runs, key=lambda run: (run["draw"], run["validation"]["final"]["robust"])):
+    for run in sorted(runs, key=_merit):
         of_row = rows.setdefault(run["row"], {})
         if run["draw"] == 1 or 1 not in of_row or run["config"] == of_row[1]["config"]:
             of_row[run["draw"]] = run
     return rows
 
 
+def _merit(run: dict[str, Any]) -> tuple[int, float]:
+    return run["draw"], run["validation"]["final"][_criterion(run)]
+
+
+def _criterion(run: dict[str, Any]) -> str:
+    return criterion(run["config"]["modalities"])
+
+
 def _line(row: str, of_row: dict[int, dict[str, Any]], part: str) -> str:
     runs = list(of_row.values())
-    means = [100 * statistics.mean(run[part]["final"][name] for run in runs) for name in COLUMNS]
-    best = 100 * statistics.mean(run[part]["best"]["robust"] for run in runs)
-    cells = " | ".join(f"{mean:.1f}" for mean in means)
+    columns = _columns(runs[0])
+    means = {name: statistics.mean(_scores(of_row, part, name).values()) for name in columns}
+    cells = " | ".join(f"{means[name]:.1f}" if name in means else "-" for name in COLUMNS)
+    best = 100 * statistics.mean(run[part]["best"][_criterion(run)] for run in runs)
     seconds = [run["wall_seconds"] for run in runs if run.get("wall_seconds") is not None]
     wall = f"{statistics.mean(seconds):.0f}" if len(seconds) == len(runs) else "-"
     return (
@@ -74,8 +89,13 @@ def _line(row: str, of_row: dict[int, dict[str, Any]], part: str) -> str:
     )
 
 
-def _robust(of_row: dict[int, dict[str, Any]], part: str) -> dict[int, float]:
-    return {draw: 100 * run[part]["final"]["robust"] for draw, run in of_row.items()}
+def _scores(of_row: dict[int, dict[str, Any]], part: str, name: str) -> dict[int, float]:
+    return {draw: 100 * run[part]["final"][name] for draw, run in of_row.items()}
+
+
+def _columns(run: dict[str, Any]) -> tuple[str, ...]:
+    """What a run is scored for: a row of colour alone has no token for colour, and sees nothing of depth."""
+    return ("rgb_only",) if run["config"]["modalities"] == "rgb" else COLUMNS
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def check_labels(
         workers: processes that read the bags.
 
     Returns:
-        (C,) pixels of each class in these samples.
+        (N, C) pixels of each class in each of these samples.
 
     Raises:
         LabelError: lists all ids outside the label set, with pixel counts, topics and stamps, or files.
@@ -77,7 +77,7 @@ def check_labels(
     """
     if label_files is not None:
         label_files.check()
-    counts = np.zeros(256, np.int64)
+    counts = np.zeros((len(positions), len(label_set.classes)), np.int64)
     unknown: dict[int, _Occurrence] = {}
     found = worker_loader(
         _LabelCounts(dataset, positions, label_set, label_files),
@@ -86,10 +86,10 @@ def check_labels(
         collate_fn=_as_it_is,
     )
     progress = tqdm(found, desc="check labels", total=len(positions), unit="label", mininterval=1)
-    for label in progress:
+    for number, label in enumerate(progress):
         if isinstance(label, M3LError):
             raise label
-        counts += label.classes
+        counts[number] = label.classes[: len(label_set.classes)]
         for value, pixels in label.unknown.items():
             occurrence = unknown.setdefault(value, _Occurrence())
             occurrence.pixels += pixels
@@ -100,7 +100,7 @@ def check_labels(
             f"ids outside label set {label_set.name!r}: {listed}; choose the set these labels were made with, or add "
             "the ids to its YAML"
         )
-    return counts[: len(label_set.classes)]
+    return counts
 
 
 @dataclass

@@ -133,16 +133,19 @@ class TrainingFrames:
                     )
 
     def check_labels(self, workers: int, allow_unlabelled_classes: bool = False) -> None:
-        """Read all labels once, with a progress bar.
+        """Read all labels once, those of validation too, with a progress bar.
 
         Args:
             workers: processes that read the bags.
             allow_unlabelled_classes: only warn of classes that never occur.
 
         Raises:
-            M3LError: labels cannot be read, hold something outside the label set, or never show some class of it.
+            M3LError: labels cannot be read, hold something outside the label set, or those that are trained on never
+                show some class of it.
         """
-        pixels = check_labels(self.dataset, self.labelled, self.label_set, self.label_files, workers)
+        positions = np.concatenate((self.labelled, self.validation))
+        counts = check_labels(self.dataset, positions, self.label_set, self.label_files, workers)
+        pixels = counts[: len(self.labelled)].sum(0)
         never = [
             name for name, count in zip(self.label_set.classes, pixels.tolist(), strict=True) if not count
         ]

@@ -136,6 +136,21 @@ def test_ids_outside_the_label_set_are_listed_with_counts_topics_and_stamps(
     )
 
 
+def test_labels_of_validation_are_checked_too_and_count_for_no_class_that_is_trained(tmp_path: Path) -> None:
+    first, other = write_bag(tmp_path / "first"), write_bag(tmp_path / "other", range(6), label=0)
+    splits = Splits(
+        (BagSplits(first, training=(TimeRange(0, None),)), BagSplits(other, validation=(TimeRange(0, None),)))
+    )
+    with pytest.raises(M3LError, match="never show class_0, class_2"):
+        select(first, other, splits=splits).check_labels(workers=0)
+    wrong = write_bag(tmp_path / "wrong", range(6), label=9)
+    splits = Splits(
+        (BagSplits(first, training=(TimeRange(0, None),)), BagSplits(wrong, validation=(TimeRange(0, None),)))
+    )
+    with pytest.raises(LabelError, match="ids outside label set 'generic': 9 "):
+        select(first, wrong, splits=splits).check_labels(workers=0, allow_unlabelled_classes=True)
+
+
 def test_label_files_are_checked_before_training(tmp_path: Path) -> None:
     bag = write_bag(tmp_path / "bag")
     write_png(tmp_path / "labels" / f"{stamp(2)}.png", label=8)
