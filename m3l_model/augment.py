@@ -79,7 +79,7 @@ def reference_weak(batch: Batch, pixels: int, draws: StepDraws) -> Batch:
 
 
 def _windows(batch: Batch, extent: Tensor, place: Tensor, flip: Tensor, size: tuple[int, int]) -> Batch:
-    """Cut a window from each sample and scale it to ``size``.
+    """Cut a window from each sample and scale it to ``size``; beyond the frame it is 0 and without labels.
 
     Args:
         batch: the samples.
@@ -93,15 +93,17 @@ def _windows(batch: Batch, extent: Tensor, place: Tensor, flip: Tensor, size: tu
     affine[:, 1, 1] = extent[:, 1]
     affine[:, :, 2] = place
     grid = functional.affine_grid(affine.to(batch.rgb.device), [len(extent), 1, *size], align_corners=False)
-    padded = bool((extent > 1).any())
-    padding = "zeros" if padded else "border"
+    inside = (grid.abs() <= 1).all(3)[:, None]
 
     def sample(x_BCHW: Tensor, mode: str) -> Tensor:
-        return functional.grid_sample(x_BCHW, grid, mode=mode, padding_mode=padding, align_corners=False)
+        return inside * functional.grid_sample(
+            x_BCHW, grid, mode=mode, padding_mode="border", align_corners=False
+        )
 
     rgb = sample(batch.rgb.permute(0, 3, 1, 2), "bilinear").permute(0, 2, 3, 1)
     planes = sample(torch.stack((batch.depth_m, batch.labels.float() - IGNORE_ID), 1), "nearest")
-    return Batch(rgb, planes[:, 0], planes[:, 1].round().long() + IGNORE_ID, batch.missing)
+    labels = planes[:, 1].round().long() + IGNORE_ID
+    return batch._replace(rgb=rgb, depth_m=planes[:, 0], labels=labels)
 
 
 def strong(batch: Batch, draws: StepDraws) -> Batch:

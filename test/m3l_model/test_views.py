@@ -67,6 +67,17 @@ def test_what_a_sample_becomes_does_not_depend_on_the_others() -> None:
             torch.testing.assert_close(column[2:], other)
 
 
+def test_the_edge_of_a_window_does_not_depend_on_windows_that_are_padded() -> None:
+    batch = block_batch(16)
+    for step in range(4):
+        whole = reference_weak(batch, 32, draws_of(16, step=step))
+        for sample in range(16):
+            alone = Batch(*(column[sample : sample + 1] for column in batch))
+            one = reference_weak(alone, 32, StepDraws(0, step, (sample,)))
+            for column, other in zip(whole, one, strict=True):
+                torch.testing.assert_close(column[sample : sample + 1], other)
+
+
 def test_weak_augmentation_moves_colour_depth_and_labels_together() -> None:
     batch = block_batch(6)
     moved = weak(batch, 1.0, (1.0, 1.5), draws_of(6))
