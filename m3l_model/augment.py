@@ -24,12 +24,14 @@ class Batch(NamedTuple):
         depth_m: (B, H, W) float32 metres, 0 where there is no reading.
         labels: (B, H, W) int64 class ids, 255 where unknown.
         missing: (B, 2) bool, [rgb, depth] missing in the recording itself.
+        depth_limits: (B, 2) float32, of the whole frames as they were recorded.
     """
 
     rgb: Tensor
     depth_m: Tensor
     labels: Tensor
     missing: Tensor
+    depth_limits: Tensor
 
     def repeated(self, copied: int) -> Batch:
         """Give the batch with a second copy of its first samples, right behind them."""

@@ -43,7 +43,7 @@ class Preprocessing:
     Attributes:
         short_side: images are scaled, keeping their aspect, until their shorter side has this many pixels; None: not.
         depth_encoding: ``metric``: a fixed range of metres, so that a pixel's value never depends on another's;
-            ``minmax``: the reference's, scaled by each image's own minimum and maximum, holes included.
+            ``minmax``: the reference's, scaled by each whole image's own minimum and maximum, holes included.
             ``normals``: the metric depth, and the x and y components of ``surface_normals``, a channel each; needs a
             ``short_side``, the scale they are taken at.
         depth_range: nearest and farthest depth of ``metric`` and ``normals``, in metres; what lies beyond is clamped.
@@ -88,18 +88,22 @@ class Preprocessing:
         """How many of the depth input's three channels differ: all, or 1 where they are equal."""
         return 3 if self.depth_encoding == "normals" else 1
 
-    def encode(self, rgb_BHW3: Tensor, depth_m_BHW: Tensor) -> Inputs:
+    def encode(self, rgb_BHW3: Tensor, depth_m_BHW: Tensor, limits_B2: Tensor | None = None) -> Inputs:
         """Normalise a batch on the device it is on.
 
         Args:
             rgb_BHW3: uint8 or float in 0..255.
             depth_m_BHW: float32 metres, 0 where there is no reading.
+            limits_B2: ``depth_limits`` of the images that these are cut from; None: these are whole.
         """
         mean, std = _colour_statistics(rgb_BHW3.device)
         rgb = ((rgb_BHW3.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         valid = (depth_m_BHW > 0)[:, None]
-        encode = self._encode_minmax if self.depth_encoding == "minmax" else self._encode_metric
-        depth = encode(depth_m_BHW)[:, None]
+        if self.depth_encoding == "minmax":
+            limits_B2 = depth_limits(depth_m_BHW) if limits_B2 is None else limits_B2
+            depth = self._encode_minmax(depth_m_BHW, limits_B2)[:, None]
+        else:
+            depth = self._encode_metric(depth_m_BHW)[:, None]
         if self.depth_encoding == "normals":
             assert self.short_side is not None
             normals = 2 * surface_normals(depth_m_BHW, self.short_side)
@@ -113,11 +117,16 @@ class Preprocessing:
         return torch.where(depth_m_BHW > 0, scaled, 0.0)
 
     @staticmethod
-    def _encode_minmax(depth_m_BHW: Tensor) -> Tensor:
-        """Map each image's own range to 0..1; a constant image to 0 rather than the reference's NaN."""
-        low = depth_m_BHW.amin((1, 2), keepdim=True)
-        span = depth_m_BHW.amax((1, 2), keepdim=True) - low
-        return torch.where(span > 0, (depth_m_BHW - low) / span, 0.0)
+    def _encode_minmax(depth_m_BHW: Tensor, limits_B2: Tensor) -> Tensor:
+        """Map the limits to 0 and 1, and 0 to 0; a constant image to 0 rather than the reference's NaN."""
+        low, high = limits_B2[:, :, None, None].unbind(1)
+        scaled = (depth_m_BHW - low) / (high - low)
+        return torch.where((depth_m_BHW > 0) & (high > low), scaled, 0.0)
+
+
+def depth_limits(depth_m_BHW: Tensor) -> Tensor:
+    """Give each image's least and greatest depth, (B, 2), holes included as 0."""
+    return torch.stack((depth_m_BHW.amin((1, 2)), depth_m_BHW.amax((1, 2))), 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from m3l_model.augment import Batch
 from m3l_model.cutmix import CutMix
 from m3l_model.data import NetworkFrame
 from m3l_model.draws import Purpose, StepDraws
-from m3l_model.preprocessing import Inputs
+from m3l_model.preprocessing import Inputs, depth_limits
 from m3l_model.recipe import TrainConfig
 
 
@@ -57,8 +57,8 @@ def make_views(
         whole: how many of them are the first labelled batch.
         device: where the views are to be.
     """
-    batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in frames))
-    batch = batch._replace(rgb=batch.rgb.float(), labels=batch.labels.long())
+    rgb, depth_m, labels, lacking = (tensor.to(device, non_blocking=True) for tensor in frames)
+    batch = Batch(rgb.float(), depth_m, labels.long(), lacking, depth_limits(depth_m))
     if config.augmentation == "reference":
         weak = augment.reference_weak(batch, config.crop_pixels, draws)
     else:
@@ -125,7 +125,8 @@ def _renumbered(draws: StepDraws, shift: int, whole: int) -> StepDraws:
 def _view(config: TrainConfig, batch: Batch, missing: Tensor) -> View:
     if config.modalities == "rgb":
         missing = torch.stack((torch.zeros_like(missing[:, 0]), torch.ones_like(missing[:, 1])), dim=1)
-    return View(config.preprocessing().encode(batch.rgb, batch.depth_m), missing)
+    inputs = config.preprocessing().encode(batch.rgb, batch.depth_m, batch.depth_limits)
+    return View(inputs, missing)
 
 
 def _pasted(cut: CutMix, inputs: Inputs) -> Inputs:

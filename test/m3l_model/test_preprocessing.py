@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, to_metres
+from m3l_model.preprocessing import Preprocessing, depth_limits, resize_nearest, resize_rgb, to_metres
 
 
 def test_every_kind_of_hole_becomes_zero_metres() -> None:
@@ -58,6 +58,13 @@ def test_minmax_encoding_is_the_reference_s_and_finite_on_a_constant_image() -> 
     encoded = preprocessing.encode(rgb, torch.tensor([[[0.0, 1.0, 4.0]], [[2.0, 2.0, 2.0]]]))
     assert encoded.depth[:, 0, 0].tolist() == [[0, 0.25, 1], [0, 0, 0]]
     assert encoded.depth_valid is None
+
+
+def test_minmax_of_a_cut_is_its_image_s_and_0_where_there_is_no_reading() -> None:
+    depth = torch.tensor([[[1.0, 2.0, 5.0]], [[0.0, 2.0, 4.0]]])
+    cut = torch.tensor([[[0.0, 2.0]], [[0.0, 2.0]]])
+    encoded = Preprocessing.reference().encode(torch.zeros(2, 1, 2, 3), cut, depth_limits(depth))
+    assert encoded.depth[:, 0, 0].tolist() == [[0, 0.25], [0, 0.5]]
 
 
 def test_holes_are_marked_only_for_models_trained_with_them() -> None:

@@ -12,6 +12,7 @@ from m3l_model.augment import REFERENCE_SCALES, Batch, reference_weak, strong, w
 from m3l_model.data import NetworkFrame
 from m3l_model.draws import Purpose, StepDraws
 from m3l_model.labels import IGNORE_ID
+from m3l_model.preprocessing import depth_limits
 from m3l_model.recipe import load_config
 from m3l_model.views import draw_missing, make_views
 
@@ -20,7 +21,9 @@ CPU = torch.device("cpu")
 
 def block_batch(count: int) -> Batch:
     rgb, depth, labels = map(torch.from_numpy, blocks(count))
-    return Batch(rgb.float(), depth.float() / 1000, labels.long(), torch.zeros(count, 2, dtype=torch.bool))
+    depth_m = depth.float() / 1000
+    whole = torch.zeros(count, 2, dtype=torch.bool)
+    return Batch(rgb.float(), depth_m, labels.long(), whole, depth_limits(depth_m))
 
 
 @given(
@@ -167,6 +170,20 @@ def test_the_paper_s_second_copy_is_the_same_images_and_goes_to_the_teacher_once
     assert views.teacher is not None
     assert torch.equal(views.teacher.inputs.rgb, views.student.inputs.rgb[2:])
     assert views.pseudo_of.tolist() == [0, 1, 0, 1, 2, 3]
+
+
+def test_the_paper_s_crops_have_the_depth_of_their_whole_frame_and_0_as_padding() -> None:
+    config = small(load_config("m3l_paper"), labelled_batch=8, unlabelled_batch=8)
+    low, high = depth_limits(block_batch(16).depth_m)[:8, :, None, None].unbind(1)
+    for step in range(3):
+        views = views_of(config, step)
+        labels, padding = views.labels[:8], views.labels[:8] == IGNORE_ID
+        metres = torch.tensor([1.0, 3.0, 5.0])[labels.where(~padding, 0)]
+        expected = torch.where(padding, 0, (metres - low) / (high - low))
+        assert padding.any()
+        assert views.teacher is not None
+        for view in (views.student, views.teacher):
+            torch.testing.assert_close(view.inputs.depth[:8, 0], expected)
 
 
 def test_ours_is_another_draw_and_only_unlabelled_frames_get_pseudo_labels() -> None:
