@@ -61,21 +61,25 @@ class _Total(torch.autograd.Function):
 
 
 class BatchNormOfAll(nn.BatchNorm2d):
-    """BatchNorm2d whose moments are those of all processes' batches; unlike SyncBatchNorm it works on CPUs too."""
+    """BatchNorm2d whose moments are those of all processes' batches; unlike SyncBatchNorm it works on CPUs too.
+
+    The moments are taken in float32 at least: in half precision a count of pixels may be infinite.
+    """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalise (B, C, H, W); in eval mode with the running statistics, as BatchNorm2d does."""
         if not self.training or count() == 1:
             return super().forward(x_BCHW)
-        size = x_BCHW.new_tensor([x_BCHW.numel() // x_BCHW.shape[1]])
-        sums = _Total.apply(torch.cat((x_BCHW.sum((0, 2, 3)), size)))
+        exact_BCHW = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
+        size = exact_BCHW.new_tensor([x_BCHW.numel() // x_BCHW.shape[1]])
+        sums = _Total.apply(torch.cat((exact_BCHW.sum((0, 2, 3)), size)))
         size = sums[-1].detach()
         mean = sums[:-1] / size
-        centred = x_BCHW - mean[:, None, None]
+        centred = exact_BCHW - mean[:, None, None]
         variance = _Total.apply(centred.square().sum((0, 2, 3))) / size
         self._remember(mean.detach(), variance.detach() * size / (size - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x_BCHW.dtype)
 
     @torch.no_grad()
     def _remember(self, mean_C: Tensor, variance_C: Tensor) -> None:

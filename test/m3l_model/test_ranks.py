@@ -14,18 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 from training_kills import write_bag
 
+from m3l_model import ranks
 from m3l_model.checkpoint import read_tensors
+from m3l_model.ranks import BatchNormOfAll
 from m3l_model.run_log import read_log
 from m3l_model.run_state import STATE_FILE
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 
 
-def run(ranks: int, *arguments: str) -> dict[str, object]:
+def run(count: int, *arguments: str) -> dict[str, object]:
     """Start the worker in so many processes; give what the first one prints."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     result = subprocess.run([*command, str(WORKER), *arguments], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     found: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
@@ -77,13 +81,35 @@ def test_sigterm_stops_all_processes_of_a_run_with_its_state(
 
 
 @pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)]
+)
+def test_batch_norm_of_all_is_torch_s_in_half_precision_too(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Of one process that takes the way of several."""
+    torch.manual_seed(0)
+    x = (2 * torch.randn(12, 4, 80, 107) + 3).to(dtype)  # more pixels than float16 counts to
+    found = []
+    for norm in (nn.BatchNorm2d(4), BatchNormOfAll(4)):
+        given = x.clone().requires_grad_()
+        output = norm(given)
+        output.sigmoid().sum().backward()
+        found.append((output, given.grad, norm.running_mean, norm.running_var))
+        monkeypatch.setattr(ranks, "count", lambda: 2)
+        monkeypatch.setattr(ranks, "total", Tensor.detach)
+    for expected, own in zip(*found, strict=True):
+        assert expected is not None
+        torch.testing.assert_close(own, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
     ("recipe", "precision", "tolerance"),
     [("m3l", "32-true", 1e-4), ("m3l", "64-true", 1e-9), ("m3l_paper", "64-true", 1e-9)],
 )
 def test_two_processes_compute_the_same_losses_and_statistics(
     recipe: str, precision: str, tolerance: float
 ) -> None:
-    one, two = (run(ranks, recipe, precision) for ranks in (1, 2))
+    one, two = (run(count, recipe, precision) for count in (1, 2))
     assert two["ranks"] == 2
     assert two["losses"] == pytest.approx(one["losses"], rel=tolerance)
     for name in ("running_mean", "running_var"):
