@@ -138,8 +138,8 @@ def _ours() -> Callable[[Any], Callable[[], object]]:
     import torch
     from lightning_fabric import Fabric
 
+    from m3l_model.dropout import SampleDropout
     from m3l_model.learner import Learner
-    from m3l_model.mit import Block
     from m3l_model.preprocessing import Inputs
     from m3l_model.recipe import load_config
     from m3l_model.segmenter import LinearFusionSegmenter
@@ -148,18 +148,17 @@ def _ours() -> Callable[[Any], Callable[[], object]]:
     def prepare(device: torch.device) -> Callable[[], object]:
         config = dataclasses.replace(load_config("m3l_paper"), backbone="mit_b0")
         network = LinearFusionSegmenter(config.backbone, CLASSES)
-        network.decoder.dropout.p = 0
         for module in network.modules():
-            if isinstance(module, Block):
-                module.drop_path = 0
+            if isinstance(module, SampleDropout):
+                module.p = 0
         learner = Learner(config, network, Fabric(accelerator=device.type, devices=1))
         rgb, depth, labels = _images(device)
         twice = [0, 1, 0, 1, 2, 3]
         missing = torch.tensor([[False, False]] * 3 + [[False, True], [True, False], [False, True]])
         views = Views(
-            View(Inputs(rgb[twice], depth[twice], None), missing),
+            View(Inputs(rgb[twice], depth[twice], None), missing, torch.arange(6)),
             torch.cat((labels, labels)),
-            View(Inputs(rgb, depth, None), torch.zeros(4, 2, dtype=torch.bool)),
+            View(Inputs(rgb, depth, None), torch.zeros(4, 2, dtype=torch.bool), torch.arange(4)),
             torch.tensor(twice),
             LABELLED,
             None,

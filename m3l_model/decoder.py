@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from m3l_model.dropout import SampleDropout
+
 
 class SegFormerHead(nn.Module):
     """Merge four feature maps into class logits at the size of the largest.
@@ -28,7 +30,7 @@ class SegFormerHead(nn.Module):
         self.linears = nn.ModuleList(linears)
         self.fuse = nn.Conv2d(4 * width, width, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        self.dropout = nn.Dropout2d(0.1)
+        self.dropout = SampleDropout(0.1)
         self.classifier = nn.Conv2d(width, num_classes, 1)
         nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -71,8 +71,8 @@ class StepDraws:
         )
 
     def seed_network(self) -> None:
-        """Seed torch's own generators, which dropout and DropPath draw from, for this step's batch."""
-        torch.manual_seed(torch_seed(entropy(self.seed, Purpose.NETWORK, self.step, min(self.samples))))
+        """Seed torch's own generators, which ``SampleDropout`` draws from, for this step, in every process alike."""
+        torch.manual_seed(torch_seed(entropy(self.seed, Purpose.NETWORK, self.step, 0)))
 
     def _each(
         self, purpose: Purpose, device: torch.device, draw: Callable[[torch.Generator], Tensor]

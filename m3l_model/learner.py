@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from m3l_model import ranks
+from m3l_model.dropout import take_rows
 from m3l_model.losses import WithGradient, pseudo_loss, supervised_loss
-from m3l_model.mit import ModalityLayerNorm
+from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.ranks import BatchNormOfAll
 from m3l_model.recipe import TrainConfig
 from m3l_model.segmenter import LinearFusionSegmenter, SegmenterOutput, upsample
@@ -138,7 +139,7 @@ class Learner:
         """Let the teacher label what it sees: (B, H, W) int64 class ids, or (B, C, H, W) probabilities."""
         assert self.teacher is not None
         with self._fabric.autocast():
-            quarter = self._see(self.teacher.quarter_logits, view).fused
+            quarter = self._see(_Network(self.teacher), view).fused
         quarter = quarter.to(torch.promote_types(quarter.dtype, torch.float32))
         logits = upsample(quarter, view.inputs.rgb.shape[-2:])
         return logits.softmax(1) if self.config.pseudo_labels == "soft" else logits.argmax(1)
@@ -182,9 +183,13 @@ class Learner:
         self._optimizer.load_state_dict({"state": values, "param_groups": groups})
         self._fabric.strategy.precision.load_state_dict(scaler)
 
-    def _see(self, network: Callable[..., SegmenterOutput], view: View) -> SegmenterOutput:
+    def _see(self, network: nn.Module, view: View) -> SegmenterOutput:
+        total = len(view.samples) * ranks.count()
+        rows = torch.cat([view.samples + modality * total for modality in range(len(MODALITIES))])
+        take_rows(network, rows.to(self._fabric.device))
         inputs = self._fabric.strategy.precision.convert_input(view.inputs)
-        return network(inputs.rgb, inputs.depth, view.missing, inputs.depth_valid)
+        output: SegmenterOutput = network(inputs.rgb, inputs.depth, view.missing, inputs.depth_valid)
+        return output
 
     def _set_modes(self) -> None:
         self._student.train()

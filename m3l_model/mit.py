@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from m3l_model.dropout import SampleDropout
+
 MODALITIES = ("rgb", "depth")
 """Order of the modality axis everywhere."""
 
@@ -169,19 +171,13 @@ class Block(nn.Module):
         self.attn = SpatialReductionAttention(dim, heads, reduction)
         self.norm2 = ModalityLayerNorm(dim)
         self.mlp = MixMlp(dim, dim * mlp_ratio)
-        self.drop_path = drop_path
+        self.drop_path = SampleDropout(drop_path)
         self.fusion_ratio = fusion_ratio
 
     def forward(self, tokens_MBNC: Tensor, height: int, width: int) -> Tensor:
         attended = linear_fusion(self.attn(self.norm1(tokens_MBNC), height, width), self.fusion_ratio)
-        tokens_MBNC = tokens_MBNC + self._drop(attended)
-        return tokens_MBNC + self._drop(self.mlp(self.norm2(tokens_MBNC), height, width))
-
-    def _drop(self, x_MBNC: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return x_MBNC
-        keep = 1 - self.drop_path
-        return x_MBNC * (x_MBNC.new_empty(*x_MBNC.shape[:2], 1, 1).bernoulli_(keep) / keep)
+        tokens_MBNC = tokens_MBNC + self.drop_path(attended)
+        return tokens_MBNC + self.drop_path(self.mlp(self.norm2(tokens_MBNC), height, width))
 
 
 def linear_fusion(x_MBNC: Tensor, ratio: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from m3l_model import augment
+from m3l_model import augment, ranks
 from m3l_model.augment import Batch
 from m3l_model.cutmix import CutMix
 from m3l_model.data import NetworkFrame
@@ -18,10 +18,17 @@ from m3l_model.recipe import TrainConfig
 
 
 class View(NamedTuple):
-    """Network input of B samples, and ``missing``, (B, 2) bool: of which modality nothing is seen."""
+    """Network input of B samples.
+
+    Attributes:
+        inputs: of the network.
+        missing: (B, 2) bool, of which modality nothing is seen.
+        samples: (B,) int64, places of the samples among those of all processes.
+    """
 
     inputs: Inputs
     missing: Tensor
+    samples: Tensor
 
 
 class Views(NamedTuple):
@@ -63,7 +70,7 @@ def make_views(
         weak = augment.reference_weak(batch, config.crop_pixels, draws)
     else:
         weak = augment.weak(batch, config.crop, config.scales, draws)
-    batch, source = weak, torch.arange(len(weak.missing))
+    batch, source, samples = weak, torch.arange(len(weak.missing)), draws.samples
     if config.second_labelled == "same":
         batch, source = weak.repeated(whole), torch.cat((source[:whole], source))
         draws = _renumbered(draws, config.labelled_batch, whole)
@@ -75,7 +82,7 @@ def make_views(
     missing = recorded
     if config.masking != "none":
         missing = draw_missing(recorded, left_whole, draws, Purpose.MISSING)
-    student = _view(config, seen, missing)
+    student = _view(config, seen, missing, torch.tensor(draws.samples))
     labels = batch.labels[:labelled]
     cut = None
     if config.cutmix:
@@ -88,12 +95,13 @@ def make_views(
 
     shown, hidden = weak, weak.missing.cpu()
     if config.masking == "both":
-        shown, source = batch, torch.arange(len(batch.missing))
+        shown, source, samples = batch, torch.arange(len(batch.missing)), draws.samples
         hidden = draw_missing(recorded, left_whole, draws, Purpose.TEACHER_MISSING)
     start = labelled if config.pseudo_frames == "unlabelled" else 0
     wanted = source[start:]
     first = int(wanted.min())
-    teacher = _view(config, Batch(*(column[first:] for column in shown)), hidden[first:])
+    shown = Batch(*(column[first:] for column in shown))
+    teacher = _view(config, shown, hidden[first:], torch.tensor(samples[first:]) - first * ranks.count())
     return Views(student, labels, teacher, wanted - first, whole, cut and cut.of(start, len(source)))
 
 
@@ -122,11 +130,11 @@ def _renumbered(draws: StepDraws, shift: int, whole: int) -> StepDraws:
     return StepDraws(draws.seed, draws.step, samples)
 
 
-def _view(config: TrainConfig, batch: Batch, missing: Tensor) -> View:
+def _view(config: TrainConfig, batch: Batch, missing: Tensor, samples: Tensor) -> View:
     if config.modalities == "rgb":
         missing = torch.stack((torch.zeros_like(missing[:, 0]), torch.ones_like(missing[:, 1])), dim=1)
     inputs = config.preprocessing().encode(batch.rgb, batch.depth_m, batch.depth_limits)
-    return View(inputs, missing)
+    return View(inputs, missing, samples)
 
 
 def _pasted(cut: CutMix, inputs: Inputs) -> Inputs:

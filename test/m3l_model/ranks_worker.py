@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Five steps of a recipe without dropout and DropPath, in one of some processes; prints losses as JSON.
+"""Five steps of a recipe, in one of some processes; prints losses as JSON.
 
 torchrun --nproc-per-node 2 test/m3l_model/ranks_worker.py m3l 64-true
 """
@@ -17,7 +17,6 @@ from training_samples import batches, small
 from m3l_model import ranks
 from m3l_model.labels import LabelSet
 from m3l_model.learner import Learner
-from m3l_model.mit import Block
 from m3l_model.recipe import load_config
 from m3l_model.training import learn, new_network
 
@@ -34,10 +33,6 @@ def main() -> None:
         load_config(recipe), steps=5, labelled_batch=4, unlabelled_batch=4, ohem_share=0.9, learning_rate=1e-4
     )
     network = new_network(config, LabelSet.generic(3), seed=0)
-    network.decoder.dropout.p = 0
-    for module in network.modules():
-        if isinstance(module, Block):
-            module.drop_path = 0
     if precision == "64-true":
         network.double()
         torch.set_default_dtype(torch.float64)

@@ -100,7 +100,7 @@ def test_the_seed_decides_everything(recipe: str) -> None:
 
 def test_soft_pseudo_labels_are_probabilities_of_which_the_hard_ones_are_the_greatest() -> None:
     inputs = Inputs(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48), None)
-    view = View(inputs, torch.zeros(2, 2, dtype=torch.bool))
+    view = View(inputs, torch.zeros(2, 2, dtype=torch.bool), torch.arange(2))
     found = {
         kind: learner_of(small(load_config("m3l"), pseudo_labels=kind))[0].pseudo_labels(view)
         for kind in ("soft", "hard")

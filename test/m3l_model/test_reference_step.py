@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from m3l_model.checkpoint import from_reference, reference_to_own_name
+from m3l_model.dropout import SampleDropout
 from m3l_model.labels import IGNORE_ID
 from m3l_model.learner import Learner, update_teacher
 from m3l_model.losses import supervised_loss
@@ -41,10 +42,9 @@ def network_of(weights: dict[str, torch.Tensor], gain: float) -> LinearFusionSeg
 
 
 def without_noise(network: LinearFusionSegmenter) -> None:
-    network.decoder.dropout.p = 0
-    for stage in network.encoder.stages:
-        for block in stage.blocks:  # type: ignore[union-attr]
-            block.drop_path = 0  # type: ignore[union-attr,assignment]
+    for module in network.modules():
+        if isinstance(module, SampleDropout):
+            module.p = 0
 
 
 def learner_of(reference_weights: Any, gain: float) -> Learner:
@@ -70,9 +70,9 @@ def views_of(expected: Any) -> Views:
     missing = torch.tensor([MASKED[-1]] * first + [MASKED[draw] for draw in expected["mask_draws"].tolist()])
     whole = torch.zeros(2 * first, 2, dtype=torch.bool)
     return Views(
-        View(inputs("lab", "lab", "unl"), missing),
+        View(inputs("lab", "lab", "unl"), missing, torch.arange(len(missing))),
         torch.cat((labels, labels)),
-        View(inputs("lab", "unl"), whole),
+        View(inputs("lab", "unl"), whole, torch.arange(len(whole))),
         torch.tensor([0, 1, 0, 1, 2, 3]),
         first,
         None,

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_samples import block_frames, blocks, draws_of, small, views_of
 
+from m3l_model import ranks
 from m3l_model.augment import REFERENCE_SCALES, Batch, reference_weak, strong, weak
 from m3l_model.data import NetworkFrame
 from m3l_model.draws import Purpose, StepDraws
@@ -193,6 +194,31 @@ def test_ours_is_another_draw_and_only_unlabelled_frames_get_pseudo_labels() -> 
     assert len(views.teacher.missing) == 2
     assert views.pseudo_of.tolist() == [0, 1]
     assert len(views.labels) == 4
+
+
+@pytest.mark.parametrize("recipe", ["m3l", "m3l_paper", "mean_teacher", "mean_teacher_dropout"])
+def test_all_processes_samples_are_those_of_one(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    config = small(load_config(recipe), labelled_batch=4, unlabelled_batch=4)
+    one, shares = views_of(config), []
+    columns = [torch.from_numpy(np.stack(column)) for column in zip(*block_frames(12), strict=True)]
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    for rank in range(2):
+        first, second, third = config.step_frames(0).of_rank(rank, 2)
+        numbers = (*first, *second, *third)
+        frames = NetworkFrame(*(column[list(numbers)] for column in columns))
+        shares.append(make_views(config, frames, StepDraws(0, 0, numbers), len(first), CPU))
+    for own, parts in (
+        (one.student, [share.student for share in shares]),
+        (one.teacher, [share.teacher for share in shares]),
+    ):
+        assert own is not None
+        assert own.samples.tolist() == list(range(len(own.missing)))
+        found = torch.cat([part.samples for part in parts if part])
+        assert sorted(found.tolist()) == own.samples.tolist()
+        for part in parts:
+            assert part is not None
+            torch.testing.assert_close(part.inputs.rgb, own.inputs.rgb[part.samples])
+            assert torch.equal(part.missing, own.missing[part.samples])
 
 
 def test_what_the_recording_lacks_stays_lacking() -> None:
