@@ -66,6 +66,11 @@ class Machine:
     precision: str = "32"
     workers: int | None = None
 
+    @property
+    def local_processes(self) -> int:
+        """Processes on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+
     def fabric(self) -> Fabric:
         """Set up the processes, of which all but the first are yet to be started.
 
@@ -77,7 +82,7 @@ class Machine:
         chosen = choose_device(self.device)
         if chosen.type == "cuda" and self.devices > torch.cuda.device_count():
             raise M3LError(f"--devices {self.devices}: torch sees {torch.cuda.device_count()} GPUs")
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+        local = self.local_processes
         nodes = int(os.environ.get("WORLD_SIZE", local * self.nodes)) // local
         one = local * nodes == 1
         warnings.filterwarnings(
@@ -155,8 +160,8 @@ def train(
     network = new_network(config, frames.label_set, seed, pretrained)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     window = config.window(height, width)
-    needed = step_bytes(config, network.num_classes, parameters, window) // fabric.world_size
-    check_memory(needed, config, choose_device(machine.device))
+    needed = step_bytes(config, network.num_classes, parameters, window, fabric.world_size)
+    check_memory(needed, config, choose_device(machine.device), machine.local_processes)
     fabric.launch()
 
     learner = Learner(config, network, fabric)

@@ -32,14 +32,17 @@ _STATES = 5
 """Copies of the parameters: student, gradients, two moments, teacher."""
 
 
-def step_bytes(config: TrainConfig, num_classes: int, parameters: int, size: tuple[int, int]) -> int:
-    """Estimate the memory of a step, in float32.
+def step_bytes(
+    config: TrainConfig, num_classes: int, parameters: int, size: tuple[int, int], processes: int = 1
+) -> int:
+    """Estimate the memory of a step in one process, in float32.
 
     Args:
-        config: the recipe, of which all samples are in one process.
+        config: the recipe.
         num_classes: C of the logits.
         parameters: of the network.
         size: height and width of what is trained on.
+        processes: that share the samples; each has all parameters.
     """
     frames = config.step_frames(config.steps - 1)
     samples = sum(frames) + (config.labelled_batch if config.second_labelled == "same" else 0)
@@ -48,20 +51,23 @@ def step_bytes(config: TrainConfig, num_classes: int, parameters: int, size: tup
     if config.pseudo_labels == "soft":
         pseudo = samples if config.pseudo_frames == "all" else frames.unlabelled
         soft = pseudo * _BYTES_OF_SOFT_LABEL * num_classes
-    return size[0] * size[1] * (samples * pixel + soft) + 4 * _STATES * parameters
+    return size[0] * size[1] * (samples * pixel + soft) // processes + 4 * _STATES * parameters
 
 
-def check_memory(needed: int, config: TrainConfig, device: torch.device) -> None:
+def check_memory(needed: int, config: TrainConfig, device: torch.device, processes: int = 1) -> None:
     """See that a step fits into the memory that is free.
 
     Args:
         needed: bytes, of one process.
         config: names what could be smaller.
         device: where the step is to be done.
+        processes: on this machine; on the CPU they share its memory.
 
     Raises:
         M3LError: it does not; says what would.
     """
+    if device.type == "cpu":
+        needed *= processes
     free = _free_bytes(device)
     if free is None or needed <= free:
         return

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_samples import blocks, small
 
@@ -396,6 +397,30 @@ def test_too_little_memory_is_said_before_the_first_step(
     ):
         train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=CPU)
     assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_on_the_cpu_do_not_have_more_memory(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemAvailable: 90000 kB\n")  # one process takes 124 MB, 75 of them for parameters
+    monkeypatch.setattr(training_memory, "_MEMORY_INFO", info)
+    monkeypatch.setattr(Fabric, "launch", lambda self: pytest.fail("processes are started"))
+    config = small(load_config("m3l"), labelled_batch=4, unlabelled_batch=4)
+    with pytest.raises(M3LError, match=r"takes about 0\.2 GiB, and cpu has 0\.1 GiB free"):
+        train(config, frames_of(block_bag), tmp_path / "run", seed=0, machine=Machine("cpu", devices=2))
+
+
+def test_processes_share_the_samples_of_a_step_but_not_its_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, parameters, size = load_config("m3l"), 1000, (120, 160)
+    one, half = (training_memory.step_bytes(config, 13, parameters, size, count) for count in (1, 2))
+    assert 2 * half - one == 5 * torch.empty(parameters).nbytes  # student, gradients, moments, teacher
+    monkeypatch.setattr(training_memory, "_free_bytes", lambda device: half)
+    training_memory.check_memory(half, config, torch.device("cuda"), 2)
+    with pytest.raises(M3LError, match="cpu has"):
+        training_memory.check_memory(half, config, torch.device("cpu"), 2)
 
 
 def test_soft_pseudo_labels_count_in_the_memory_of_a_step() -> None:
