@@ -18,11 +18,8 @@ from m3l_model.losses import WithGradient, pseudo_loss, supervised_loss
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.ranks import BatchNormOfAll
 from m3l_model.recipe import TrainConfig
-from m3l_model.segmenter import LinearFusionSegmenter, SegmenterOutput, upsample
+from m3l_model.segmenter import RGB_ALONE, LinearFusionSegmenter, SegmenterOutput, upsample
 from m3l_model.views import View, Views
-
-_RGB_ALONE = (20.0, -20.0)
-"""Alpha for which the fused output is the RGB branch's."""
 
 
 class StepResult(NamedTuple):
@@ -71,7 +68,7 @@ class Learner:
         self.network = network
         self._fabric = fabric
         if config.modalities == "rgb":
-            network.alpha.requires_grad_(False).copy_(torch.tensor(_RGB_ALONE))
+            network.alpha.requires_grad_(False).copy_(torch.tensor(RGB_ALONE))
         if fabric.world_size > 1:
             _reduce_batch_norm(network)
         self.teacher = (

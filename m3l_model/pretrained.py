@@ -19,7 +19,7 @@ from torch import Tensor
 from m3l_model.checkpoint import FORMAT, CheckpointError, load_checkpoint, misfit, read_tensors
 from m3l_model.errors import M3LError
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
-from m3l_model.segmenter import LinearFusionSegmenter
+from m3l_model.segmenter import RGB_ALONE, LinearFusionSegmenter
 
 _logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ _KEY = re.compile(r"(.*\.attention\.self)\.key\.(weight|bias)")
 def load_pretrained(network: LinearFusionSegmenter, source: str) -> None:
     """Put a trained model's weights into a network, or ImageNet's into its encoder.
 
-    Of a model as ``save_checkpoint`` writes it everything is taken where its classes are the network's, else all but
-    the classifier. ImageNet's LayerNorms go to both modalities.
+    Of a model as ``save_checkpoint`` writes it everything is taken, but the classifier where its classes are not the
+    network's, and ``alpha`` where it is a model of colour alone. ImageNet's LayerNorms go to both modalities.
 
     Args:
         network: its backbone must be that of the weights; with metadata.
@@ -84,14 +84,15 @@ def _take_model(network: LinearFusionSegmenter, path: Path) -> None:
     if learnt != now:
         _logger.warning("%s: learnt depth as %s, now it is %s", path, learnt, now)
     tensors = model.state_dict()
-    same_classes = model.metadata.labels.classes == network.metadata.labels.classes
-    if not same_classes:
-        fresh = network.state_dict()
+    fresh, kept = network.state_dict(), []
+    if model.metadata.labels.classes != network.metadata.labels.classes:
         tensors |= {name: fresh[name] for name in tensors if name.startswith("decoder.classifier.")}
+        kept.append("the classifier, whose classes are others")
+    if tuple(model.alpha.tolist()) == RGB_ALONE:
+        tensors["alpha"] = fresh["alpha"]
+        kept.append("alpha, since it is a model of colour alone")
     network.load_state_dict(tensors)
-    _logger.info(
-        "%s: all weights%s", path, "" if same_classes else " but the classifier, whose classes are others"
-    )
+    _logger.info("%s: all weights%s", path, f" but {' and '.join(kept)}" if kept else "")
 
 
 def _take_imagenet(network: LinearFusionSegmenter, path: Path) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MIN_SIZE = 32
 """Least height and width of an input image, in pixels."""
 
+RGB_ALONE = (20.0, -20.0)
+"""Alpha for which the fused output is the RGB branch's, in models of colour alone."""
+
 
 class SegmenterOutput(NamedTuple):
     """Logits of the RGB branch, the depth branch and both, each (B, C, H, W)."""

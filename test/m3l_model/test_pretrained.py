@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import save_file
 
 from m3l_model import LinearFusionSegmenter, M3LError
 from m3l_model.checkpoint import CheckpointError, Metadata, save_checkpoint
 from m3l_model.labels import LabelSet
+from m3l_model.learner import Learner
 from m3l_model.preprocessing import Preprocessing
 from m3l_model.pretrained import load_pretrained
+from m3l_model.recipe import load_config
 
 DIMS, REDUCTIONS = (32, 64, 160, 256), (8, 4, 2, 1)
 Weights = dict[str, torch.Tensor]
@@ -176,6 +179,20 @@ def test_a_model_of_ours_gives_all_that_fits(tmp_path: Path, classes: int) -> No
     for name, tensor in network.state_dict().items():
         kept = classes == 7 and name.startswith("decoder.classifier.")
         assert torch.equal(tensor, (before if kept else source)[name]), name
+
+
+def test_a_model_of_colour_alone_leaves_the_depth_branch_its_share(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = new(5, 1)
+    Learner(load_config("rgb_supervised"), trained, Fabric(accelerator="cpu", devices=1))
+    save_checkpoint(tmp_path / "model.safetensors", trained)
+    network = new(5, 2)
+    with caplog.at_level(logging.INFO):
+        load_pretrained(network, str(tmp_path / "model.safetensors"))
+    assert network.alpha.tolist() == [1, 1]
+    assert "all weights but alpha, since it is a model of colour alone" in caplog.text
+    assert torch.equal(network.decoder.fuse.weight, trained.decoder.fuse.weight)
 
 
 def test_a_model_that_saw_depth_in_another_way_is_named(
