@@ -61,7 +61,8 @@ def weak(batch: Batch, crop: float, scales: tuple[float, float], draws: StepDraw
 def reference_weak(batch: Batch, pixels: int, draws: StepDraws) -> Batch:
     """Do as the reference implementation: flip half of the samples, scale each, cut a square of ``pixels`` at random.
 
-    What a window has beyond the frame is 0 in colour and depth, and has no label.
+    A frame that is smaller than the square is in its middle. What a window has beyond the frame is 0 in colour and
+    depth, and has no label.
 
     Args:
         batch: frames of (H, W).
@@ -76,7 +77,7 @@ def reference_weak(batch: Batch, pixels: int, draws: StepDraws) -> Batch:
         torch.tensor(batch.depth_m.shape[:0:-1])[None] * scales[:, None]
     )  # width, height of the scaled frame
     extent = pixels / sides
-    place = torch.where(extent < 1, (2 * uniform[:, 2:] - 1) * (1 - extent), extent - 1)
+    place = (2 * uniform[:, 2:] - 1) * (1 - extent).clamp(min=0)
     return _windows(batch, extent, place, uniform[:, 1], (pixels, pixels))
 
 

@@ -106,6 +106,14 @@ def test_the_reference_s_windows_are_padded_and_of_its_scales() -> None:
     assert all(min(abs(known - found) for known in seen) <= 1 for found in rows)
 
 
+def test_the_reference_s_padding_is_on_all_sides() -> None:
+    inside = reference_weak(block_batch(60), 60, draws_of(60)).labels != IGNORE_ID
+    for sides in (inside.any(2), inside.any(1)):
+        before, after = (side.int().argmax(1) for side in (sides, sides.flip(1)))
+        assert ((before - after).abs() <= 1).all()
+        assert before.any()
+
+
 def test_strong_augmentation_keeps_labels_range_and_holes() -> None:
     batch = block_batch(8)
     batch.depth_m[:, :5] = 0
