@@ -20,7 +20,7 @@ _BYTES_OF_PIXEL = {
     "mit_b4": 17300,
     "mit_b5": 20600,
 }
-"""What a sample's pixel takes, both modalities: half more than is kept for the gradients, as was measured of mit_b0."""
+"""What a sample's pixel takes, both modalities: twice what is kept for the gradients, as was measured of mit_b0."""
 
 _BYTES_OF_PIXEL_AND_CLASS = 16
 """Of one output's logits at full size, their softmax and its gradient."""
