@@ -28,6 +28,7 @@ from m3l_model.data import NetworkFrame, StepSampler, default_workers, read_batc
 from m3l_model.draws import StepDraws
 from m3l_model.errors import M3LError
 from m3l_model.evaluation_plan import EvaluationPlan
+from m3l_model.folders import check_folder, writing
 from m3l_model.labels import LabelSet
 from m3l_model.learner import Learner, StepResult
 from m3l_model.predictor import choose_device
@@ -137,11 +138,13 @@ def train(
         The checkpoint's path; None where SIGTERM or SIGINT ended the run early, with its state written.
 
     Raises:
-        M3LError: the folder exists, a bag, label, device or weights cannot be used, there is not enough memory, or the
-            state is of another run.
+        M3LError: the folder exists or cannot be written, a bag, label, device or weights cannot be used, there is not
+            enough memory, or the state is of another run.
     """
     machine = machine or Machine()
     intervals = intervals or Intervals()
+    if is_first_process():
+        check_folder(out)
     if out.exists() and not resume and is_first_process():
         raise M3LError(f"{out} exists already; choose another --out, remove it, or go on in it with --resume")
     if config.mean_teacher and not len(frames.unlabelled):
@@ -172,7 +175,8 @@ def train(
     fabric.barrier()
     run = _Run(learner, frames, validation, out, identity, intervals, fabric.is_global_zero)
     if fabric.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         run.write_facts(
             {"workers": workers, **dataclasses.asdict(machine), "device": str(fabric.device)}, notes
         )

@@ -30,6 +30,7 @@ from m3l_model.errors import M3LError
 from m3l_model.evaluation import evaluate
 from m3l_model.evaluation_plan import evaluated_positions, plan_evaluation
 from m3l_model.evaluation_summary import ModelSummary, Summary, score_table, summarise
+from m3l_model.folders import writing
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
 from m3l_model.recipe import load_config
@@ -72,7 +73,7 @@ class Demo:
         seed: of rooms and training.
 
     Raises:
-        M3LError: ``out`` holds something other than an earlier demo.
+        M3LError: ``out`` holds something other than an earlier demo, or cannot be written.
     """
 
     def __init__(self, out: Path, seed: int) -> None:
@@ -292,9 +293,10 @@ def _as_replayed(frame: BagFrame, withheld: set[int]) -> npt.NDArray[np.uint16] 
 def _make_room(out: Path) -> None:
     """Create the folder, removing an earlier demo, which is known by the note it leaves at once."""
     note = out / ".m3l_demo"
-    if note.is_file():
-        shutil.rmtree(out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise M3LError(f"{out} holds something other than an earlier demo; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    note.touch()
+    with writing(out):
+        if note.is_file():
+            shutil.rmtree(out)
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise M3LError(f"{out} holds something other than an earlier demo; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        note.touch()

@@ -430,6 +430,18 @@ def test_soft_pseudo_labels_count_in_the_memory_of_a_step() -> None:
     assert extra[0] - extra[1] == 2 * torch.empty(4, 13, 120, 160).nbytes  # the teacher's, and mixed
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_read(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    frames = frames_of(block_bag)
+    monkeypatch.setattr(TrainingFrames, "check_labels", lambda *_: pytest.fail("labels were checked"))
+    with pytest.raises(
+        M3LError, match=r"file/run: cannot be written \(Not a directory\); choose another --out"
+    ):
+        train(small(load_config("m3l")), frames, tmp_path / "file" / "run", seed=0, machine=CPU)
+
+
 def test_labels_without_a_class_are_refused(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as bag:
         for index in range(3):

@@ -84,6 +84,14 @@ def test_a_recording_has_labels_where_it_says(tmp_path):
     assert all(frame.depth is not None for frame in frames)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        M3LError, match=r"file/demo: cannot be written \(Not a directory\); choose another --out"
+    ):
+        Demo(tmp_path / "file" / "demo", seed=0)
+
+
 def test_a_demo_replaces_only_an_earlier_demo(tmp_path):
     out = tmp_path / "out"
     Demo(out, seed=0)
