@@ -122,7 +122,7 @@ class Predictor:
             with_confidence: compute ``Prediction.confidence``.
 
         Raises:
-            ValueError: both images are missing, or one has the wrong type or shape.
+            ValueError: both images are missing, one has the wrong type or shape, or colour has no pixels.
         """
         return self.submit(rgb, depth, with_confidence).result()
 
@@ -185,6 +185,8 @@ def _image_shape(
     if rgb is not None:
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
             raise ValueError(f"rgb must be HxWx3 uint8, got {rgb.dtype} {rgb.shape}")
+        if rgb.size == 0:
+            raise ValueError(f"rgb has no pixels, it is {rgb.shape}")
         return rgb.shape[0], rgb.shape[1]
     if depth is None:
         raise ValueError("rgb and depth are both None; there is nothing to segment")

@@ -146,10 +146,7 @@ def to_metres(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> npt.ND
     Raises:
         ValueError: another type or shape.
     """
-    if depth.ndim != 2 or depth.dtype not in (np.uint16, np.float32):
-        raise ValueError(
-            f"depth must be HxW uint16 millimetres or float32 metres, got {depth.dtype} {depth.shape}"
-        )
+    _check_depth(depth)
     if depth.dtype == np.uint16:
         valid, scale = depth != MAX_DEPTH_MM, 1e-3
     else:
@@ -166,7 +163,15 @@ def has_reading(depth: npt.NDArray[np.uint16] | npt.NDArray[np.float32]) -> bool
     Raises:
         ValueError: another type or shape.
     """
+    _check_depth(depth)
     return bool(to_metres(depth[::16, ::16]).any() or to_metres(depth).any())
+
+
+def _check_depth(depth: npt.NDArray[np.generic]) -> None:
+    if depth.ndim != 2 or depth.dtype not in (np.uint16, np.float32):
+        raise ValueError(
+            f"depth must be HxW uint16 millimetres or float32 metres, got {depth.dtype} {depth.shape}"
+        )
 
 
 def resize_rgb(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 HELP = "write a model as an ONNX file"
@@ -29,11 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def image_size(text: str) -> tuple[int, int]:
     """Read a size such as 480x640, height first."""
-    try:
-        height, width = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 480x640 (height x width)") from None
-    return height, width
+    size = re.fullmatch(r"0*([1-9]\d*)x0*([1-9]\d*)", text, re.ASCII)
+    if size is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 480x640 (height x width)")
+    return int(size[1]), int(size[2])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -80,7 +80,8 @@ def test_the_command_prints_a_row_for_each_combination(capsys: pytest.CaptureFix
     assert 0 < float(row.split()[-1]) < 2000
 
 
-def test_a_size_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", ["640", "0x640", "480x-640", "480x640x3"])
+def test_a_size_that_is_none_is_named(capsys: pytest.CaptureFixture[str], size: str) -> None:
     with pytest.raises(SystemExit):
-        main(["bench", "--size", "640"])
+        main(["bench", "--size", size])
     assert "no size such as 480x640" in capsys.readouterr().err

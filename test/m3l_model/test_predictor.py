@@ -128,6 +128,13 @@ def test_nothing_to_segment_and_wrong_types_are_named(predictor: Predictor, fram
         predictor.predict(rgb.astype(np.float32), depth)
     with pytest.raises(ValueError, match="HxWx3 uint8"):
         predictor.predict(rgb[..., :2], depth)
+    for empty in (rgb[:0], rgb[:, :0]):
+        with pytest.raises(ValueError, match="rgb has no pixels"):
+            predictor.predict(empty, depth)
+    with pytest.raises(ValueError, match="nothing to segment"):
+        predictor.predict(None, depth[:0])
+    with pytest.raises(ValueError, match=r"got uint16 \(90, 120, 1\)"):
+        predictor.predict(rgb, depth[..., None])
 
 
 @pytest.mark.parametrize(
