@@ -17,6 +17,8 @@ from m3l_model.preprocessing import Preprocessing
 from m3l_model.resources import share_path
 from m3l_model.segmenter import MIN_SIZE
 
+_FOLDER = "config/train"
+
 
 class StepFrames(NamedTuple):
     """How many frames of each kind a step takes, over all processes: labelled, labelled once more, unlabelled."""
@@ -222,7 +224,13 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = share_path(f"config/train/{name_or_path}.yaml")
+        recipes = {each.stem: each for each in share_path(_FOLDER).glob("*.yaml")}
+        if name_or_path not in recipes:
+            raise M3LError(
+                f"recipe {name_or_path!r} is unknown: choose {', '.join(sorted(recipes))}, or give the path of a "
+                "YAML file, *.yaml"
+            )
+        path = recipes[name_or_path]
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

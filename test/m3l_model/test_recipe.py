@@ -33,8 +33,13 @@ def test_impossible_recipes_are_refused(field: str, value: object) -> None:
 
 
 def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(M3LError, match=r"nowhere\.yaml"):
-        load_config("nowhere")
+    for unknown in ("nowhere", "mine.txt"):
+        with pytest.raises(
+            M3LError, match=rf"recipe '{unknown}' is unknown: choose demo_m3l, .* path of a YAML"
+        ):
+            load_config(unknown)
+    with pytest.raises(M3LError, match=r"gone\.yaml: cannot read the recipe"):
+        load_config(str(tmp_path / "gone.yaml"))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("mean_teacher: true\nlerning_rate: 1\n")
     with pytest.raises(M3LError, match=r"mine\.yaml: unknown recipe fields \(lerning_rate\)"):
