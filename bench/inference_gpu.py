@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +82,29 @@ def _script(name: str, *arguments: str) -> list[str]:
 
 def floors(out: Path) -> list[str]:
     """Print the replay of each network's graph beside the floor, write a profile of each; give what failed."""
-    bandwidth = measured_bandwidth()
-    print(f"bandwidth {bandwidth / 1e9:.0f} GB/s")
-    failed = []
-    for name, dtype in PRECISIONS.items():
-        rate = measured_matrix_rate(dtype)
-        print(f"\nmatrix rate in {name}: {rate / 1e12:.1f} TFLOP/s", flush=True)
-        for backbone in ("mit_b0", "mit_b2"):
-            try:
-                _floor(backbone, name, rate, bandwidth, out)
-            except Exception:  # whatever it is, the other parts are still worth having
-                traceback.print_exc()
-                failed.append(f"floor of {backbone} in {name}")
-            torch.cuda.empty_cache()
+    failed: list[str] = []
+    with _part("bandwidth", failed):
+        bandwidth = measured_bandwidth()
+        print(f"bandwidth {bandwidth / 1e9:.0f} GB/s")
+        for name, dtype in PRECISIONS.items():
+            with _part(f"matrix rate in {name}", failed):
+                rate = measured_matrix_rate(dtype)
+                print(f"\nmatrix rate in {name}: {rate / 1e12:.1f} TFLOP/s", flush=True)
+                for backbone in ("mit_b0", "mit_b2"):
+                    with _part(f"floor of {backbone} in {name}", failed):
+                        torch.cuda.empty_cache()
+                        _floor(backbone, name, rate, bandwidth, out)
     return failed
+
+
+@contextmanager
+def _part(name: str, failed: list[str]) -> Iterator[None]:
+    """Print what a part raises and note its name: whatever it is, the other parts are still worth having."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        failed.append(name)
 
 
 @torch.inference_mode()

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A part of the measurements on a GPU that fails keeps no other from running."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def inference_gpu(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(repository / "bench"))
+    import inference_gpu
+
+    yield inference_gpu
+    del sys.modules["inference_gpu"]
+
+
+def fail(*_: object) -> Any:
+    raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+
+def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(
+    inference_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def rate(dtype: torch.dtype) -> float:
+        return 1e12 if dtype == torch.float32 else fail()
+
+    def floor(backbone: str, name: str, *_: object) -> None:
+        measured.append((backbone, name))
+        if backbone == "mit_b0":
+            fail()
+
+    monkeypatch.setattr(inference_gpu, "measured_bandwidth", lambda: 1e12)
+    monkeypatch.setattr(inference_gpu, "measured_matrix_rate", rate)
+    monkeypatch.setattr(inference_gpu, "_floor", floor)
+    assert inference_gpu.floors(tmp_path) == [
+        "floor of mit_b0 in fp32",
+        "matrix rate in bf16",
+        "matrix rate in fp16",
+    ]
+    assert measured == [("mit_b0", "fp32"), ("mit_b2", "fp32")]
+    monkeypatch.setattr(inference_gpu, "measured_bandwidth", fail)
+    assert inference_gpu.floors(tmp_path) == ["bandwidth"]
