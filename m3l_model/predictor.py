@@ -197,10 +197,15 @@ def _choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cpu":
             return torch.bfloat16 if processor.multiplies_bf16() else torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if _multiplies_bf16(device) else torch.float16
     if name not in PRECISIONS:
         raise M3LError(f"precision {name!r} is unknown; choose auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
+
+
+def _multiplies_bf16(gpu: torch.device) -> bool:
+    """Tell whether a GPU has units for bf16; torch.cuda.is_bf16_supported also counts those that emulate it, slowly."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 def _set_threads(threads: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from m3l_model import LinearFusionSegmenter, M3LError, Prediction, Predictor, save_checkpoint
+from m3l_model.predictor import _choose_precision
 from m3l_model.preprocessing import Preprocessing
 
 
@@ -149,6 +150,22 @@ def test_nothing_to_segment_and_wrong_types_are_named(predictor: Predictor, fram
 def test_absent_devices_and_precisions_are_named(checkpoint: Path, arguments: dict, message: str) -> None:
     with pytest.raises(M3LError, match=message):
         Predictor.from_checkpoint(checkpoint, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "expected"),
+    [(None, (7, 5), torch.float16), (None, (8, 0), torch.bfloat16), ("6.4", (0, 0), torch.bfloat16)],
+)
+def test_a_gpu_that_only_emulates_bf16_gets_fp16(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    def capability_of(device: torch.device) -> tuple[int, int]:
+        return capability if device.index == 1 else (1, 0)
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: capability < (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability_of)
+    assert _choose_precision("auto", torch.device("cuda:1")) == expected
 
 
 def test_bf16_agrees_with_fp32_on_most_pixels(checkpoint: Path, frame: tuple) -> None:
