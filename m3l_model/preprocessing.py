@@ -129,7 +129,7 @@ def depth_limits(depth_m_BHW: Tensor) -> Tensor:
     return torch.stack((depth_m_BHW.amin((1, 2)), depth_m_BHW.amax((1, 2))), 1)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 @torch.inference_mode(False)
 def _colour_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Give mean and deviation once a device: a CUDA graph cannot take them from the host."""

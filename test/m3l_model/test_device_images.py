@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +58,15 @@ def unique_nearest(source: int, target: int) -> np.ndarray:
 def test_every_kind_of_hole_is_zero() -> None:
     raw = torch.tensor([[[0.0, -1.0, float("nan"), float("inf"), 65.535, 1.5]]])
     assert device_images.metres(raw).tolist() == [[[0, 0, 0, 0, 0, 1.5]]]
+
+
+@pytest.mark.parametrize(
+    "table", [device_images._area_weights, device_images._linear_weights, device_images._nearest]
+)
+def test_tables_outlive_those_of_other_sizes(table: Callable[[int, int, torch.device], torch.Tensor]) -> None:
+    """A CUDA graph goes on using them by their addresses."""
+    cpu = torch.device("cpu")
+    first = table(48, 12, cpu)
+    for source in range(49, 120):
+        table(source, 12, cpu)
+    assert table(48, 12, cpu) is first

@@ -64,3 +64,12 @@ def test_labels_of_ties_are_those_of_the_first_class() -> None:
     tied = torch.zeros(1, 3, 4, 4)
     tied[:, 1:] = 1
     assert (label(tied.permute(0, 2, 3, 1), (9, 9)).labels == 1).all()
+
+
+def test_tables_outlive_those_of_other_sizes() -> None:
+    """A CUDA graph goes on using them by their addresses."""
+    cpu = torch.device("cpu")
+    first = labelling._positions(12, 48, cpu)
+    for target in range(49, 120):
+        labelling._positions(12, target, cpu)
+    assert labelling._positions(12, 48, cpu) is first
