@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from m3l_model import device_images
-from m3l_model.engine import Request, Result, segment
+from m3l_model.engine import Network, Request, Result, segment
 from m3l_model.labelling import Labels
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.preprocessing import Preprocessing
@@ -73,7 +75,7 @@ class CudaEngine:
         model: the network, in eval mode, on the GPU.
         preprocessing: what it expects.
         precision: of weights and activations.
-        compile: have torch.compile fuse its operators first.
+        compile: have torch.compile fuse the network's operators first.
     """
 
     def __init__(
@@ -86,11 +88,8 @@ class CudaEngine:
         self.device = model.alpha.device
         self.precision = precision
         self._preprocessing = preprocessing
-        self._network = PreparedSegmenter(model, precision)
-        self._body: Callable[[_Buffers, _Shapes], Labels] = self._eager
-        if compile:
-            self._body = self._compiled
-        self._compiled_eager = torch.compile(self._eager, dynamic=False) if compile else self._eager
+        network = PreparedSegmenter(model, precision)
+        self._network: Network = _Compiled(network) if compile else network
         self._programs: OrderedDict[_Shapes, _Program] = OrderedDict()
         self._upload = torch.cuda.Stream(self.device)
         self._compute = torch.cuda.Stream(self.device)
@@ -126,7 +125,7 @@ class CudaEngine:
             self._in_flight.popleft().result()
         if len(self._programs) == _SHAPES_KEPT:
             self._programs.popitem(last=False)
-        self._programs[shapes] = _Program(shapes, self.device, self._compute, self._body)
+        self._programs[shapes] = _Program(shapes, self.device, self._compute, self._segment)
         return self._programs[shapes]
 
     def _shapes(self, request: Request) -> _Shapes:
@@ -141,20 +140,33 @@ class CudaEngine:
             depth_type = torch.int16 if request.depth.dtype == np.uint16 else torch.float32
         return _Shapes((*request.size, 3), depth, depth_type, request.size, request.with_confidence)
 
-    def _eager(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
+    def _segment(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
         return segment_raw(self._network, self._preprocessing, inputs, shapes.size, shapes.with_confidence)
 
-    def _compiled(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
+
+class _Compiled:
+    """A network whose operators torch.compile fuses; once that fails, the network as it is.
+
+    Images and labels are left out: there the compiler would make the tables of their sizes anew for every frame.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._fused: Network = torch.compile(network, dynamic=False)
+
+    def __call__(self, rgb: Tensor, depth: Tensor, missing: Tensor, depth_valid: Tensor | None) -> Tensor:
         try:
-            return self._compiled_eager(inputs, shapes)
+            return self._fused(rgb, depth, missing, depth_valid)
         except Exception as error:  # the compiler's errors are of many kinds
+            if torch.cuda.is_current_stream_capturing():  # it is the capture that failed
+                raise
             _logger.warning("torch.compile failed, going on without it: %s", _line(error))
-            self._body = self._compiled_eager = self._eager
-            return self._eager(inputs, shapes)
+            self._fused = self._network
+            return self._network(rgb, depth, missing, depth_valid)
 
 
 def segment_raw(
-    network: PreparedSegmenter,
+    network: Network,
     preprocessing: Preprocessing,
     inputs: _Buffers,
     size: tuple[int, int],
@@ -181,40 +193,55 @@ class _Program:
         shapes: _Shapes,
         device: torch.device,
         stream: torch.cuda.Stream,
-        body: Callable[[_Buffers, _Shapes], Labels],
+        segment: Callable[[_Buffers, _Shapes], Labels],
     ) -> None:
         self.inputs = _Buffers.empty(shapes, device)
-        self._shapes = shapes
-        self._body = body
+        self._segment = partial(segment, self.inputs, shapes)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: Labels | None = None
         self._slots = deque(_Slot(shapes, device) for _ in range(IN_FLIGHT))
-        self._capture(stream)
-
-    def _capture(self, stream: torch.cuda.Stream) -> None:
         with torch.cuda.stream(stream):
             for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
-                self._body(self.inputs, self._shapes)
+                self._segment()
         stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream):
-                self._outputs = self._body(self.inputs, self._shapes)
+            self._graph, self._outputs = _capture(self._segment, stream)
         except RuntimeError as error:
-            _logger.warning("no CUDA graph of %s, going on without: %s", self._shapes.size, _line(error))
-            return
-        self._graph = graph
+            cause = error.__context__ or error  # what ends a failed capture says only that it failed
+            _logger.warning("no CUDA graph of %s, going on without: %s", shapes.size, _line(cause))
 
     def run(self) -> Labels:
         """Label what is in ``inputs``; what is returned holds until the next call."""
         if self._graph is None or self._outputs is None:
-            return self._body(self.inputs, self._shapes)
+            return self._segment()
         self._graph.replay()
         return self._outputs
 
     def next_slot(self) -> _Slot:
         self._slots.rotate()
         return self._slots[0]
+
+
+def _capture(segment: Callable[[], Labels], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Labels]:
+    """Capture a call as a graph; other threads may use the GPU meanwhile.
+
+    torch 2.13 does not end a capture that failed midway: its allocator goes on taking it for one under way, keeps its
+    memory and gives none back to the system, and the stream stays the current one. Here both are put right.
+
+    Raises:
+        RuntimeError: the call cannot be captured.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    try:
+        with torch.cuda.stream(stream), capture:
+            outputs = segment()
+    except RuntimeError:
+        with suppress(AttributeError, RuntimeError):  # a torch without these, or the capture was ended
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            torch._C._cuda_releasePool(stream.device_index, pool)
+        raise
+    return graph, outputs
 
 
 class _Slot:
@@ -267,5 +294,5 @@ def _copy(image: npt.NDArray[np.generic], pinned_1: Tensor) -> None:
     np.copyto(pinned_1[0].numpy(), image)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]

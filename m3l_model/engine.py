@@ -18,6 +18,8 @@ from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, t
 from m3l_model.segmenter import LinearFusionSegmenter
 
 Depth = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""What ``PreparedSegmenter`` is, or what was made of one."""
 
 
 class Request(NamedTuple):
@@ -90,7 +92,7 @@ class CpuEngine:
 
 
 def segment(
-    network: PreparedSegmenter,
+    network: Network,
     preprocessing: Preprocessing,
     rgb_BHW3: Tensor,
     metres_BHW: Tensor,

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from m3l_model import LinearFusionSegmenter, Predictor
+from m3l_model import LinearFusionSegmenter, Predictor, device_images, labelling
 from m3l_model.checkpoint import Metadata
-from m3l_model.cuda_engine import _Buffers, segment_raw
+from m3l_model.cuda_engine import CudaEngine, _Buffers, _capture, _Compiled, _Shapes, segment_raw
+from m3l_model.labelling import Labels
 from m3l_model.labels import LabelSet
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.preprocessing import Preprocessing
@@ -57,6 +61,102 @@ def test_what_a_graph_holds_is_what_the_cpu_computes(short_side: int | None) -> 
         assert expected.confidence is not None
         assert (found.labels[0].numpy() == expected.labels).mean() > 0.99
         np.testing.assert_allclose(found.confidence[0].numpy(), expected.confidence, atol=5e-3)
+
+
+def test_only_the_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the compiler's hands the tables of the images and labels would be made anew for every frame."""
+    compiled: list[object] = []
+    made: list[object] = []
+
+    def compile(network: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            compiled.append(inputs)
+            before = len(made)
+            outputs = network(*inputs)
+            assert len(made) == before
+            return outputs
+
+        return call
+
+    def counted(table: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*sizes: Any) -> Any:
+            made.append(sizes)
+            return table(*sizes)
+
+        return make
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    for module, name in (
+        (device_images, "_area_weights"),
+        (device_images, "_nearest"),
+        (labelling, "_positions"),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    rgb, depth = frame()
+    buffers = _Buffers(
+        torch.from_numpy(rgb)[None],
+        torch.from_numpy(depth.view(np.int16))[None],
+        torch.tensor([[False, False]]),
+    )
+    shapes = _Shapes((*SIZE, 3), SIZE, torch.int16, SIZE, True)
+    with torch.inference_mode():
+        engine = CudaEngine(model().eval(), Preprocessing(64, mask_holes=True), torch.float32, compile=True)
+        engine._segment(buffers, shapes)
+    assert compiled
+    assert made
+
+
+def test_a_compiler_that_fails_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    inputs = torch.zeros(1), torch.zeros(1), torch.zeros(1), None
+    network = _Compiled(lambda *_: torch.ones(1))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        network(*inputs)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        assert [float(network(*inputs)) for _ in range(2)] == [1, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile failed, going on without it: no compiler"
+    ]
+
+
+class FailingCapture:
+    """In place of torch.cuda.graph, of a capture that something invalidates: the end of it fails too."""
+
+    def __init__(self, graph: object, pool: object, stream: object, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_capture_that_failed_is_ended_for_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    stream = SimpleNamespace(device_index=1)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", FailingCapture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *call, name=name: calls.append((name, *call)))
+
+    def segment() -> Labels:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="previous error") as raised:
+        _capture(segment, cast(torch.cuda.Stream, stream))
+    assert "not permitted" in str(raised.value.__context__)
+    assert calls == [("_cuda_endAllocateToPool", 1, (0, 7)), ("_cuda_releasePool", 1, (0, 7))]
 
 
 @on_gpu
@@ -107,3 +207,29 @@ def test_a_graph_that_cannot_be_captured_is_done_without(
         labels = Predictor(model(), "cuda", "fp32").predict(*frame()).labels
     assert "no capture today" in caplog.text
     np.testing.assert_array_equal(labels, expected)
+
+
+@on_gpu
+def test_a_capture_that_fails_midway_leaves_the_gpu_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = Predictor(model(), "cuda", "fp32").predict(*frame()).labels
+    stream = torch.cuda.current_stream()
+
+    def reading(*arguments: Any) -> Labels:
+        labels = segment_raw(*arguments)
+        if torch.cuda.is_current_stream_capturing():
+            labels.labels.sum().item()  # waits, which a capture cannot
+        return labels
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("m3l_model.cuda_engine.segment_raw", reading)
+        predictor = Predictor(model(), "cuda", "fp32")
+        for _ in range(3):
+            np.testing.assert_array_equal(predictor.predict(*frame()).labels, expected)
+    assert caplog.text.count("no CUDA graph of") == 1
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    caplog.clear()
+    np.testing.assert_array_equal(Predictor(model(), "cuda", "fp32").predict(*frame()).labels, expected)
+    assert not caplog.records  # a capture after it succeeds
