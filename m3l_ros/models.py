@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from m3l_model.labels import LabelSet
     from m3l_model.predictor import Predictor
+
+_logger = logging.getLogger(__name__)
 
 _WARM_UP_SHAPE = (480, 640)
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")  # not all have a class for it
@@ -85,7 +88,12 @@ def release_memory() -> None:
 
     gc.collect()
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()
+        except (
+            RuntimeError
+        ) as error:  # such as of a GPU that has failed: what is released must be so nonetheless
+            _logger.warning("the GPU's memory cannot be given back: %s", " ".join(str(error).split()))
     give_back_freed_memory()
 
 

@@ -10,7 +10,7 @@ from m3l_model.checkpoint import save_checkpoint
 from m3l_model.errors import M3LError
 from m3l_model.predictor import Predictor
 from m3l_model.segmenter import LinearFusionSegmenter
-from m3l_ros.models import check_model, load_model
+from m3l_ros.models import check_model, load_model, release_memory
 from m3l_ros.parameters import NodeParameters
 
 
@@ -93,6 +93,16 @@ def test_other_failures_are_left_as_they_are(checkpoint, monkeypatch):
     monkeypatch.setattr(Predictor, "predict", predict)
     with pytest.raises(RuntimeError, match="anything"):
         load_model(NodeParameters(checkpoint=str(checkpoint), device="cpu"))
+
+
+def test_memory_that_cannot_be_given_back_keeps_nothing_from_being_released(monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    release_memory()
+    assert "cannot be given back: CUDA error: unspecified launch failure" in caplog.text
 
 
 @pytest.mark.gpu
