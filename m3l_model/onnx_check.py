@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare an exported file with the network it came from."""
+"""Export a network, and compare the file with it before it takes its place."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from m3l_model.errors import M3LError
+from m3l_model.onnx_export import export_onnx
 from m3l_model.predictor import Predictor
 from m3l_model.segmenter import LinearFusionSegmenter
 
@@ -23,6 +25,29 @@ class OnnxCheck(NamedTuple):
 
     frames: int
     agreement: float
+
+
+def export_checked(
+    model: LinearFusionSegmenter,
+    path: Path,
+    size: tuple[int, int] | None = None,
+    with_logits: bool = False,
+) -> OnnxCheck:
+    """Write a network as ONNX, as ``export_onnx`` does; only a file that passes ``check_onnx`` replaces what is there.
+
+    Raises:
+        M3LError: as of both, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".m3l_export_", dir=path.parent) as folder:
+            unchecked = Path(folder) / path.name
+            export_onnx(model, unchecked, size, with_logits)
+            check = check_onnx(unchecked, model, size)
+            unchecked.replace(path)
+    except OSError as error:
+        raise M3LError(f"{path}: cannot write the ONNX file: {error.strerror}") from error
+    return check
 
 
 def check_onnx(path: Path, model: LinearFusionSegmenter, size: tuple[int, int] | None) -> OnnxCheck:
@@ -52,6 +77,6 @@ def check_onnx(path: Path, model: LinearFusionSegmenter, size: tuple[int, int] |
     agreement = float(np.mean(equal))
     if agreement < _LEAST_AGREEMENT:
         raise M3LError(
-            f"{path}: only {100 * agreement:.1f} % of labels are torch's; the file is not to be used"
+            f"{path.name}: only {100 * agreement:.1f} % of labels are torch's; the file is not to be used"
         )
     return OnnxCheck(len(frames), agreement)

@@ -72,14 +72,15 @@ def export_onnx(
 
     Args:
         model: the network, in eval mode on the CPU, with metadata.
-        path: file to write; it is replaced whole or not at all.
+        path: file to write.
         size: (H, W) of the images, which the file then scales itself; None: images of any number and size from 32x32,
             which a network with a ``short_side`` wants scaled to it; then, since labels are to be upsampled from
             logits, these are given in any case.
         with_logits: the file gives logits too.
 
     Raises:
-        M3LError: the size is too small, or the file cannot be written.
+        M3LError: the size is too small.
+        OSError: the file cannot be written.
     """
     if model.metadata is None:
         raise ValueError("the model has no metadata; set model.metadata or load it with load_checkpoint")
@@ -104,14 +105,8 @@ def export_onnx(
         "preprocessing": asdict(preprocessing),
         "size": size,
     }
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        program.model.metadata_props[METADATA_KEY] = json.dumps(header)
-        program.save(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise M3LError(f"{path}: cannot write the ONNX file: {error}") from error
+    program.model.metadata_props[METADATA_KEY] = json.dumps(header)
+    program.save(path)
 
 
 def _export(exported: ExportedSegmenter, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.onnx.ONNXProgram:

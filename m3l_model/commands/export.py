@@ -40,14 +40,13 @@ def run(args: argparse.Namespace) -> int:
     """Export, run the file on random images and say how far it is from torch."""
     from m3l_model.checkpoint import load_checkpoint
     from m3l_model.errors import M3LError
-    from m3l_model.onnx_check import check_onnx
-    from m3l_model.onnx_export import export_onnx
+    from m3l_model.onnx_check import export_checked
 
     if args.out.suffix != ".onnx":
         raise M3LError(f"{args.out}: the name of an ONNX file ends in .onnx")
-    model = load_checkpoint(args.checkpoint)
-    export_onnx(model, args.out, args.size, args.logits)
-    check = check_onnx(args.out, model, args.size)
+    if args.out.is_dir():
+        raise M3LError(f"{args.out}: is a folder; choose another --out")
+    check = export_checked(load_checkpoint(args.checkpoint), args.out, args.size, args.logits)
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
     print(
         f"against torch on {check.frames} random frames: labels equal on {100 * check.agreement:.3f} % of pixels"

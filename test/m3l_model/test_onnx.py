@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from m3l_model import LinearFusionSegmenter, M3LError, Predictor, save_checkpoint
+from m3l_model import LinearFusionSegmenter, M3LError, Predictor, onnx_check, save_checkpoint
 from m3l_model.checkpoint import Metadata
 from m3l_model.cli import main
 from m3l_model.labels import LabelSet
 from m3l_model.mit import BACKBONES, MitConfig
-from m3l_model.onnx_check import check_onnx
+from m3l_model.onnx_check import check_onnx, export_checked
 from m3l_model.onnx_export import export_onnx
 from m3l_model.preprocessing import Preprocessing
 
@@ -150,9 +150,38 @@ def test_the_check_passes_and_names_a_file_of_another_network(fixed: Export, sha
         check_onnx(fixed.path, other, SIZE)
 
 
-def test_names_other_than_onnx_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_file_that_fails_the_check_replaces_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, shallow: str
+) -> None:
+    def export(model: LinearFusionSegmenter, path: Path, *_: object) -> None:
+        path.write_bytes(b"wrong")
+
+    def check(path: Path, *_: object) -> None:
+        assert path.read_bytes() == b"wrong"
+        raise M3LError("model.onnx: only 50.0 % of labels are torch's")
+
+    save_checkpoint(tmp_path / "model", network(shallow, None))
+    (tmp_path / "model.onnx").write_bytes(b"of before")
+    monkeypatch.setattr(onnx_check, "export_onnx", export)
+    monkeypatch.setattr(onnx_check, "check_onnx", check)
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "model.onnx")]
+    assert main(["export", *arguments]) == 2
+    assert "only 50.0 %" in capsys.readouterr().err
+    assert (tmp_path / "model.onnx").read_bytes() == b"of before"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.onnx"}
+
+
+def test_names_other_than_onnx_and_folders_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["export", "--checkpoint", "any", "--out", str(tmp_path / "model.pt")]) == 2
     assert "ends in .onnx" in capsys.readouterr().err
+    (tmp_path / "folder.onnx").mkdir()
+    assert main(["export", "--checkpoint", "any", "--out", str(tmp_path / "folder.onnx")]) == 2
+    assert "folder.onnx: is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(M3LError, match=r"file/model\.onnx: cannot write the ONNX file: "):
+        export_checked(network("mit_b0", None), tmp_path / "file" / "model.onnx")
 
 
 def test_what_a_file_cannot_do_is_named(fixed: Export, tmp_path: Path) -> None:
