@@ -17,12 +17,13 @@ from m3l_ros.parameters import NodeParameters
 if TYPE_CHECKING:
     import torch
 
+    from m3l_model.engine import Depth
     from m3l_model.labels import LabelSet
     from m3l_model.predictor import Predictor
 
 _logger = logging.getLogger(__name__)
 
-_WARM_UP_SHAPE = (480, 640)
+_WARM_UP_SIZE = (480, 640)
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")  # not all have a class for it
 
 
@@ -48,7 +49,7 @@ def check_model(checkpoint: str, num_classes: int) -> None:
 
 
 def load_model(parameters: NodeParameters) -> Predictor:
-    """Load the model and run it once, so that the first frame does not pay for what torch prepares on first use.
+    """Load the model and run it, so that the first frame does not pay for what is prepared on first use.
 
     Raises:
         M3LError: the checkpoint cannot be read, does not fit the parameters, or is too large for its device.
@@ -69,7 +70,7 @@ def load_model(parameters: NodeParameters) -> Predictor:
         predictor = Predictor.from_checkpoint(
             _path(parameters.checkpoint), parameters.device, parameters.precision
         )
-        predictor.predict(np.zeros((*_WARM_UP_SHAPE, 3), np.uint8), np.ones(_WARM_UP_SHAPE, np.float32))
+        _warm_up(predictor)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -80,6 +81,18 @@ def load_model(parameters: NodeParameters) -> Predictor:
         ) from error
     _check_classes(parameters.checkpoint, predictor.labels, parameters.num_classes)
     return predictor
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """Segment frames as cameras send them: a GPU makes a graph for each size and type of depth, elsewhere one will do.
+
+    Confidence, which few subscribe to, and other sizes get theirs with their first frame.
+    """
+    depths: list[Depth] = [np.ones(_WARM_UP_SIZE, np.uint16)]
+    if predictor.device.type == "cuda":
+        depths.append(np.ones(_WARM_UP_SIZE, np.float32))
+    for depth in depths:
+        predictor.predict(np.zeros((*_WARM_UP_SIZE, 3), np.uint8), depth, with_confidence=False)
 
 
 def release_memory() -> None:

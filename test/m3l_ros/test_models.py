@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from m3l_model.checkpoint import save_checkpoint
 from m3l_model.errors import M3LError
 from m3l_model.predictor import Predictor
 from m3l_model.segmenter import LinearFusionSegmenter
-from m3l_ros.models import check_model, load_model, release_memory
+from m3l_ros.models import _warm_up, check_model, load_model, release_memory
 from m3l_ros.parameters import NodeParameters
 
 
@@ -31,6 +32,29 @@ def refusal(checkpoint, **parameters):
 def test_model_that_fits_is_loaded_and_has_run(checkpoint):
     predictor = load_model(NodeParameters(checkpoint=str(checkpoint), num_classes=5, device="cpu"))
     assert (len(predictor.labels.classes), predictor.device) == (5, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("device", "frames"),
+    [
+        ("cpu", [((480, 640), np.uint16)]),
+        ("cuda", [((480, 640), np.uint16), ((480, 640), np.float32)]),
+    ],
+)
+def test_what_a_camera_sends_is_prepared(device, frames):
+    """On a GPU each size and type of depth, with confidence or without, is prepared by itself."""
+    seen = []
+
+    class StandIn:
+        def predict(self, rgb, depth, with_confidence=True):
+            assert rgb.shape == (*depth.shape, 3)
+            assert not with_confidence
+            seen.append((depth.shape, depth.dtype))
+
+    stand_in = StandIn()
+    stand_in.device = torch.device(device)
+    _warm_up(stand_in)
+    assert seen == frames
 
 
 def test_none_and_missing_and_damaged_ones_are_named(tmp_path):
