@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,82 +20,146 @@ from m3l_model.labels import LabelSet
 from m3l_model.onnx_export import INPUTS, METADATA_KEY
 from m3l_model.preprocessing import Preprocessing
 
+_logger = logging.getLogger(__name__)
+
+
+class OnnxHeader(NamedTuple):
+    """What a file says of itself.
+
+    Attributes:
+        metadata: of its network.
+        size: (H, W) of the images it takes, and scales itself; None: images of the network's size, any.
+        gives_logits: beside labels.
+    """
+
+    metadata: Metadata
+    size: tuple[int, int] | None
+    gives_logits: bool
+
 
 class OnnxEngine:
     """An exported network in an onnxruntime session; a frame is done when it was submitted.
 
     Args:
         path: the file, for messages.
-        session: an ``onnxruntime.InferenceSession``.
-        preprocessing: what the network expects.
-        size: (H, W) of the images the file takes, and scales itself; None: images of the network's size, any.
+        session: an ``onnxruntime.InferenceSession`` of it.
         device: where the session runs.
+        confidence_needed: a frame that asks for confidence is an error where the file gives no logits; else it goes
+            without, which is logged once.
     """
 
     def __init__(
-        self,
-        path: Path,
-        session: Any,
-        preprocessing: Preprocessing,
-        size: tuple[int, int] | None,
-        device: torch.device,
+        self, path: Path, session: Any, device: torch.device, confidence_needed: bool = True
     ) -> None:
         self.device = device
         self.precision = torch.float32
+        self.header = _header(path, session)
         self._path = path
         self._session = session
-        self._preprocessing = preprocessing
-        self._size = size
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._confidence_needed = confidence_needed
+        self._said = False
 
     @classmethod
-    def open(cls, path: Path, device: str, threads: int) -> tuple[OnnxEngine, Metadata]:
+    def open(
+        cls, path: Path, device: str, precision: str, threads: int, confidence_needed: bool
+    ) -> OnnxEngine:
         """Open a file that ``m3l export`` wrote.
 
         Raises:
-            M3LError: no such file, not one of ours, or onnxruntime has no support of the device.
-            ModuleNotFoundError: onnxruntime is not installed.
+            M3LError: no such file, not one of ours, another precision than auto or fp32, or onnxruntime is not there or
+                has no support of the device.
         """
-        import onnxruntime
-
-        if not path.is_file():
-            raise M3LError(f"{path}: no such ONNX file")
-        options = onnxruntime.SessionOptions()
+        if precision not in ("auto", "fp32"):
+            raise M3LError(
+                f"{path}: computes in fp32, not {precision!r}; choose precision auto or fp32, or run the checkpoint"
+            )
+        options = _onnxruntime(path).SessionOptions()
         options.intra_op_num_threads = threads
-        chosen, providers = _providers(device, onnxruntime.get_available_providers())
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no other base
-            raise M3LError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())})") from error
-        try:
-            header = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-            labels = LabelSet.from_json(json.dumps(header["labels"]))
-            preprocessing = Preprocessing(**header["preprocessing"])
-            size = None if header["size"] is None else (int(header["size"][0]), int(header["size"][1]))
-        except (KeyError, TypeError, ValueError, M3LError) as error:
-            raise M3LError(f"{path}: not an ONNX file of m3l; write one with `m3l export`") from error
-        return cls(path, session, preprocessing, size, chosen), Metadata(labels, preprocessing)
+        chosen, providers = _providers(device, _onnxruntime(path).get_available_providers())
+        return cls(path, _session(path, options, providers), chosen, confidence_needed)
 
     def submit(self, request: Request) -> Callable[[], Result]:
-        if self._size is not None and request.size != self._size:
+        if self.header.size is not None and request.size != self.header.size:
             raise M3LError(
-                f"{self._path}: takes images of {_text(self._size)}, not {_text(request.size)}; export it for that "
-                "size, or without --size"
+                f"{self._path}: takes images of {_text(self.header.size)}, not {_text(request.size)}; export it for "
+                "that size, or without --size"
             )
-        size = self._size or self._preprocessing.input_size(*request.size)
+        preprocessing = self.header.metadata.preprocessing
+        size = self.header.size or preprocessing.input_size(*request.size)
+        with_confidence = request.with_confidence and self._gives_confidence()
+        wanted = "logits" if with_confidence or size != request.size else "labels"
+        if wanted == "logits" and not self.header.gives_logits:
+            raise M3LError(
+                f"{self._path}: images of {_text(request.size)} are too small; export it with --logits"
+            )
         rgb, metres = network_images(request, size)
         missing = np.array([[request.rgb is None, request.depth is None]])
-        wanted = "logits" if request.with_confidence or size != request.size else "labels"
-        if wanted not in self._outputs:
-            raise M3LError(f"{self._path}: gives no logits, which confidence needs; export it with --logits")
         images = dict(zip(INPUTS, (rgb[None], metres[None], missing), strict=True))
         (output,) = self._session.run([wanted], images)
         if wanted == "labels":
             result = Result(output[0], None)
         else:
             logits_BhwC = torch.from_numpy(output).permute(0, 2, 3, 1)
-            result = to_result(label(logits_BhwC, request.size, request.with_confidence))
+            result = to_result(label(logits_BhwC, request.size, with_confidence))
         return lambda: result
+
+    def _gives_confidence(self) -> bool:
+        if self.header.gives_logits:
+            return True
+        if self._confidence_needed:
+            raise M3LError(
+                f"{self._path}: gives no logits, which confidence needs; ask for labels alone, with_confidence=False, "
+                "or export it with --logits"
+            )
+        if not self._said:
+            _logger.warning(
+                "%s: gives no logits, so there are labels but no confidence; export it with --logits",
+                self._path,
+            )
+        self._said = True
+        return False
+
+
+def read_header(path: Path) -> OnnxHeader:
+    """Read what a file says of itself, without making it ready to run.
+
+    Raises:
+        M3LError: no such file, not one of ours, or onnxruntime is not there.
+    """
+    options = _onnxruntime(path).SessionOptions()
+    options.graph_optimization_level = _onnxruntime(path).GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _header(path, _session(path, options, ["CPUExecutionProvider"]))
+
+
+def _onnxruntime(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise M3LError(
+            f"{path}: needs onnxruntime, which is not installed: pip install onnxruntime"
+        ) from error
+    return onnxruntime
+
+
+def _session(path: Path, options: Any, providers: list[str]) -> Any:
+    if not path.is_file():
+        raise M3LError(f"{path}: no such ONNX file")
+    try:
+        return _onnxruntime(path).InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's errors share no other base
+        raise M3LError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())})") from error
+
+
+def _header(path: Path, session: Any) -> OnnxHeader:
+    try:
+        header = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        labels = LabelSet.from_json(json.dumps(header["labels"]))
+        preprocessing = Preprocessing(**header["preprocessing"])
+        size = None if header["size"] is None else (int(header["size"][0]), int(header["size"][1]))
+    except (KeyError, TypeError, ValueError, M3LError) as error:
+        raise M3LError(f"{path}: not an ONNX file of m3l; write one with `m3l export`") from error
+    gives_logits = "logits" in [output.name for output in session.get_outputs()]
+    return OnnxHeader(Metadata(labels, preprocessing), size, gives_logits)
 
 
 def _providers(device: str, available: list[str]) -> tuple[torch.device, list[str]]:

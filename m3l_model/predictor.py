@@ -47,6 +47,9 @@ class Predictor:
         threads: of the CPU; 0 leaves it to torch.
         compile: let torch.compile fuse the network's operators on a GPU; it takes minutes at the first frame.
 
+    Attributes:
+        image_size: (H, W) of the only images it takes; None: it takes any.
+
     Raises:
         M3LError: no such device or precision.
         ValueError: the model has no metadata.
@@ -76,8 +79,9 @@ class Predictor:
             engine = CpuEngine(model, metadata.preprocessing, dtype)
         self._set(engine, metadata)
 
-    def _set(self, engine: Engine, metadata: Metadata) -> None:
+    def _set(self, engine: Engine, metadata: Metadata, image_size: tuple[int, int] | None = None) -> None:
         self._engine = engine
+        self.image_size = image_size
         self.device = engine.device
         self.precision = engine.precision
         self.labels: LabelSet = metadata.labels
@@ -91,8 +95,15 @@ class Predictor:
         precision: str = "auto",
         threads: int = 0,
         compile: bool = False,
+        confidence_needed: bool = True,
     ) -> Predictor:
         """Load a checkpoint (ours or the reference implementation's) or an ONNX file of ours for inference.
+
+        Args:
+            path: the file; an ONNX file's name ends in .onnx, and it computes in fp32.
+            device, precision, threads, compile: as for ``Predictor``.
+            confidence_needed: a frame that asks for confidence is an error where an ONNX file gives no logits; else it
+                goes without, which is logged once.
 
         Raises:
             M3LError: the file cannot be read, or there is no such device or precision.
@@ -101,9 +112,10 @@ class Predictor:
             return cls(load_checkpoint(path), device, precision, threads, compile)
         from m3l_model.onnx_engine import OnnxEngine
 
-        engine, metadata = OnnxEngine.open(Path(path), device, threads)
+        _set_threads(threads)
+        engine = OnnxEngine.open(Path(path), device, precision, threads, confidence_needed)
         predictor = cls.__new__(cls)
-        predictor._set(engine, metadata)
+        predictor._set(engine, engine.header.metadata, engine.header.size)
         return predictor
 
     def predict(
@@ -122,6 +134,7 @@ class Predictor:
             with_confidence: compute ``Prediction.confidence``.
 
         Raises:
+            M3LError: an ONNX file takes no images of that size, or gives no confidence.
             ValueError: both images are missing, one has the wrong type or shape, or colour has no pixels.
         """
         return self.submit(rgb, depth, with_confidence).result()

@@ -42,14 +42,19 @@ def check_model(checkpoint: str, num_classes: int) -> None:
         M3LError: it is missing, no checkpoint, not for this m3l, or has other classes.
     """
     from m3l_model.checkpoint import read_metadata
+    from m3l_model.onnx_engine import read_header
 
-    metadata = read_metadata(_path(checkpoint))
+    path = _path(checkpoint)
+    metadata = read_header(path).metadata if path.suffix == ".onnx" else read_metadata(path)
     if metadata is not None:
         _check_classes(checkpoint, metadata.labels, num_classes)
 
 
 def load_model(parameters: NodeParameters) -> Predictor:
     """Load the model and run it, so that the first frame does not pay for what is prepared on first use.
+
+    An ONNX file that gives no logits is taken too: confidence, where somebody subscribes to it, then stays away, which
+    is logged once.
 
     Raises:
         M3LError: the checkpoint cannot be read, does not fit the parameters, or is too large for its device.
@@ -59,16 +64,16 @@ def load_model(parameters: NodeParameters) -> Predictor:
             "parameter checkpoint is empty; give a model file, as in --ros-args -p checkpoint:=model.safetensors"
         )
     # torch takes seconds to import: here the node is up by then, and answers.
-    import torch
-
     from m3l_model.predictor import Predictor
 
     check_model(parameters.checkpoint, parameters.num_classes)
-    if parameters.num_threads:
-        torch.set_num_threads(parameters.num_threads)
     try:
         predictor = Predictor.from_checkpoint(
-            _path(parameters.checkpoint), parameters.device, parameters.precision
+            _path(parameters.checkpoint),
+            parameters.device,
+            parameters.precision,
+            parameters.num_threads,
+            confidence_needed=False,
         )
         _warm_up(predictor)
     except (MemoryError, RuntimeError) as error:
@@ -88,11 +93,12 @@ def _warm_up(predictor: Predictor) -> None:
 
     Confidence, which few subscribe to, and other sizes get theirs with their first frame.
     """
-    depths: list[Depth] = [np.ones(_WARM_UP_SIZE, np.uint16)]
+    size = predictor.image_size or _WARM_UP_SIZE
+    depths: list[Depth] = [np.ones(size, np.uint16)]
     if predictor.device.type == "cuda":
-        depths.append(np.ones(_WARM_UP_SIZE, np.float32))
+        depths.append(np.ones(size, np.float32))
     for depth in depths:
-        predictor.predict(np.zeros((*_WARM_UP_SIZE, 3), np.uint8), depth, with_confidence=False)
+        predictor.predict(np.zeros((*size, 3), np.uint8), depth, with_confidence=False)
 
 
 def release_memory() -> None:

@@ -45,8 +45,8 @@ class NodeParameters:
 
     checkpoint: str = _parameter(
         "",
-        "model file, as m3l train writes it; without one the node stays unconfigured. A configured node loads "
-        "another one aside and swaps it in between two frames",
+        "model file, as m3l train or m3l export writes it; without one the node stays unconfigured. A configured node "
+        "loads another one aside and swaps it in between two frames",
         Changes.ANY_TIME,
     )
     num_classes: int = _parameter(

@@ -84,11 +84,15 @@ def run(args: argparse.Namespace) -> int:
 def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[Case]:
     """Give a model in all precisions and states, then what it is compared with."""
     common = (args.threads, size)
+    is_onnx = model.endswith(".onnx")
+    precisions = args.precision
+    if is_onnx:  # it computes in fp32, which is what auto chooses
+        precisions = dict.fromkeys("fp32" if precision == "auto" else precision for precision in precisions)
     cases = [
         Case(model, args.device, precision, *common, state)
-        for precision, state in itertools.product(args.precision, args.state)
+        for precision, state in itertools.product(precisions, args.state)
     ]
-    if model.endswith(".onnx"):
+    if is_onnx:
         return cases
     if args.reference:
         cases.append(Case(model, args.device, "fp32", *common, "both", "reference", args.reference))

@@ -13,7 +13,7 @@ _EPILOG = """\
 The file takes rgb (B, H, W, 3) uint8, depth (B, H, W) float32 metres with 0 for holes, and missing (B, 2) bool, and
 gives labels (B, H, W) uint8. With --size it scales the images to the network's size itself; without, it takes any
 number of images of any size from 32x32, scaled before where the model has a short_side.
-Predictor.from_checkpoint, and so every command, takes the .onnx file in place of a checkpoint.
+Predictor.from_checkpoint, the node, and every command that runs a model take the .onnx file in place of a checkpoint.
 """
 
 

@@ -80,6 +80,24 @@ def test_the_command_prints_a_row_for_each_combination(capsys: pytest.CaptureFix
     assert 0 < float(row.split()[-1]) < 2000
 
 
+def test_an_exported_file_is_measured_in_the_precision_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(cases: list[Case], frames: int) -> list[Measurement]:
+        measured.extend(case.precision for case in cases)
+        return [Measurement("cpu", "float32", (0.1,), None, 1.0)] * len(cases)
+
+    monkeypatch.setattr("m3l_model.commands.bench.measure_in_turn", measure)
+    for arguments, precisions in (
+        ([], ["fp32"]),
+        (["--precision", "auto", "fp32"], ["fp32"]),
+        (["--precision", "fp32", "bf16"], ["fp32", "bf16"]),  # refused when it is loaded
+    ):
+        assert main(["bench", "model.onnx", "--state", "both", *arguments]) == 0
+        assert measured == precisions
+        measured.clear()
+
+
 @pytest.mark.parametrize("size", ["640", "0x640", "480x-640", "480x640x3"])
 def test_a_size_that_is_none_is_named(capsys: pytest.CaptureFixture[str], size: str) -> None:
     with pytest.raises(SystemExit):

@@ -188,7 +188,7 @@ def test_what_a_file_cannot_do_is_named(fixed: Export, tmp_path: Path) -> None:
     rgb, depth = states((64, 96))[0]
     with pytest.raises(M3LError, match="takes images of 96x128, not 64x96"):
         fixed.onnx.predict(rgb, depth)
-    with pytest.raises(M3LError, match="--logits"):
+    with pytest.raises(M3LError, match=r"labels alone, with_confidence=False, or export it with --logits"):
         fixed.onnx.predict(*states(SIZE)[0])
     with pytest.raises(M3LError, match="no such ONNX file"):
         Predictor.from_checkpoint(tmp_path / "none.onnx")
@@ -197,6 +197,9 @@ def test_what_a_file_cannot_do_is_named(fixed: Export, tmp_path: Path) -> None:
         Predictor.from_checkpoint(tmp_path / "bad.onnx")
     with pytest.raises(M3LError, match="no CUDA"):
         Predictor.from_checkpoint(fixed.path, "cuda")
+    for precision in ("bf16", "int8"):
+        with pytest.raises(M3LError, match=rf"computes in fp32, not '{precision}'; choose precision auto"):
+            Predictor.from_checkpoint(fixed.path, "cpu", precision)
     with pytest.raises(M3LError, match="choose auto"):
         Predictor.from_checkpoint(fixed.path, "tpu")
     with pytest.raises(M3LError, match="at least 32"):

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from m3l_model.checkpoint import save_checkpoint
 from m3l_model.errors import M3LError
+from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
+from m3l_model.preprocessing import Preprocessing
 from m3l_model.segmenter import LinearFusionSegmenter
 from m3l_ros.models import _warm_up, check_model, load_model, release_memory
 from m3l_ros.parameters import NodeParameters
@@ -19,6 +25,34 @@ from m3l_ros.parameters import NodeParameters
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
     save_checkpoint(path, LinearFusionSegmenter("mit_b0", num_classes=5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An ONNX file as m3l export writes it for images of 96x128, without logits; its labels are the image's red."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'm3l_ros[onnx]'")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'm3l_ros[onnx]'")
+    from onnx import TensorProto, helper
+
+    types = {"rgb": TensorProto.UINT8, "depth": TensorProto.FLOAT, "missing": TensorProto.BOOL}
+    shapes = {"rgb": [1, 96, 128, 3], "depth": [1, 96, 128], "missing": [1, 2]}
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["rgb", "red"], ["labels"], axis=3)],
+        "red",
+        [helper.make_tensor_value_info(name, types[name], shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, 96, 128])],
+        [helper.make_tensor("red", TensorProto.INT64, [], [0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    header = {
+        "labels": json.loads(LabelSet.generic(5).to_json()),
+        "preprocessing": asdict(Preprocessing()),
+        "size": [96, 128],
+    }
+    helper.set_model_props(model, {"m3l": json.dumps(header)})
+    path = tmp_path_factory.mktemp("models") / "model.onnx"
+    onnx.save(model, path)
     return path
 
 
@@ -34,14 +68,43 @@ def test_model_that_fits_is_loaded_and_has_run(checkpoint):
     assert (len(predictor.labels.classes), predictor.device) == (5, torch.device("cpu"))
 
 
+def test_exported_model_is_loaded_and_goes_on_without_confidence(exported, caplog):
+    check_model(str(exported), 5)
+    predictor = load_model(NodeParameters(checkpoint=str(exported), num_classes=5, device="cpu"))
+    assert (len(predictor.labels.classes), predictor.precision) == (5, torch.float32)
+    assert not caplog.records
+    for with_confidence in (False, True, True):
+        found = predictor.predict(np.full((96, 128, 3), 3, np.uint8), None, with_confidence)
+        assert (found.labels == 3).all()
+        assert found.confidence is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{exported}: gives no logits, so there are labels but no confidence; export it with --logits"
+    ]
+
+
+def test_exported_models_that_do_not_fit_are_named(exported, tmp_path, monkeypatch):
+    with pytest.raises(M3LError, match="has 5 classes, parameter num_classes asks for 13"):
+        check_model(str(exported), 13)
+    assert "computes in fp32, not 'bf16'; choose precision auto or fp32" in refusal(
+        exported, precision="bf16"
+    )
+    assert refusal(tmp_path / "gone.onnx") == f"{tmp_path / 'gone.onnx'}: no such ONNX file"
+    (tmp_path / "bad.onnx").write_bytes(b"no ONNX file")
+    assert refusal(tmp_path / "bad.onnx").startswith(f"{tmp_path / 'bad.onnx'}: not a readable ONNX file")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(M3LError, match="needs onnxruntime, which is not installed: pip install"):
+        check_model(str(exported), 5)
+
+
 @pytest.mark.parametrize(
-    ("device", "frames"),
+    ("device", "image_size", "frames"),
     [
-        ("cpu", [((480, 640), np.uint16)]),
-        ("cuda", [((480, 640), np.uint16), ((480, 640), np.float32)]),
+        ("cpu", None, [((480, 640), np.uint16)]),
+        ("cpu", (96, 128), [((96, 128), np.uint16)]),
+        ("cuda", None, [((480, 640), np.uint16), ((480, 640), np.float32)]),
     ],
 )
-def test_what_a_camera_sends_is_prepared(device, frames):
+def test_what_a_camera_sends_is_prepared(device, image_size, frames):
     """On a GPU each size and type of depth, with confidence or without, is prepared by itself."""
     seen = []
 
@@ -52,7 +115,7 @@ def test_what_a_camera_sends_is_prepared(device, frames):
             seen.append((depth.shape, depth.dtype))
 
     stand_in = StandIn()
-    stand_in.device = torch.device(device)
+    stand_in.device, stand_in.image_size = torch.device(device), image_size
     _warm_up(stand_in)
     assert seen == frames
 
