@@ -109,9 +109,7 @@ def release_memory() -> None:
     if torch.cuda.is_initialized():
         try:
             torch.cuda.empty_cache()
-        except (
-            RuntimeError
-        ) as error:  # such as of a GPU that has failed: what is released must be so nonetheless
+        except RuntimeError as error:  # of a GPU that has failed; the node goes on to release the rest
             _logger.warning("the GPU's memory cannot be given back: %s", " ".join(str(error).split()))
     give_back_freed_memory()
 
