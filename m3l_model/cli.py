@@ -40,7 +40,6 @@ _REMEDIES = {
     "jinja2": "pip install 'm3l_ros[train]', or on a robot apt install python3-jinja2",
     "matplotlib": "pip install 'm3l_ros[train]', or on a robot apt install python3-matplotlib",
     "onnx": "pip install 'm3l_ros[onnx]'",
-    "onnxruntime": "pip install 'm3l_ros[onnx]'",
     "onnxscript": "pip install 'm3l_ros[onnx]'",
     "rosbags": "pip install 'm3l_ros[train]', or on a robot pip install rosbags rosbags-image",
     "tqdm": "pip install 'm3l_ros[train]', or on a robot apt install python3-tqdm",

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from m3l_model.errors import M3LError
+from m3l_model.onnx_engine import import_onnxruntime
 from m3l_model.onnx_export import export_onnx
 from m3l_model.predictor import Predictor
 from m3l_model.segmenter import LinearFusionSegmenter
@@ -36,8 +37,9 @@ def export_checked(
     """Write a network as ONNX, as ``export_onnx`` does; only a file that passes ``check_onnx`` replaces what is there.
 
     Raises:
-        M3LError: as of both, or the file cannot be written.
+        M3LError: as of both, the file cannot be written, or there is nothing to run it with.
     """
+    import_onnxruntime(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".m3l_export_", dir=path.parent) as folder:

@@ -73,9 +73,9 @@ class OnnxEngine:
             raise M3LError(
                 f"{path}: computes in fp32, not {precision!r}; choose precision auto or fp32, or run the checkpoint"
             )
-        options = _onnxruntime(path).SessionOptions()
+        options = import_onnxruntime(path).SessionOptions()
         options.intra_op_num_threads = threads
-        chosen, providers = _providers(device, _onnxruntime(path).get_available_providers())
+        chosen, providers = _providers(device, import_onnxruntime(path).get_available_providers())
         return cls(path, _session(path, options, providers), chosen, confidence_needed)
 
     def submit(self, request: Request) -> Callable[[], Result]:
@@ -126,17 +126,23 @@ def read_header(path: Path) -> OnnxHeader:
     Raises:
         M3LError: no such file, not one of ours, or onnxruntime is not there.
     """
-    options = _onnxruntime(path).SessionOptions()
-    options.graph_optimization_level = _onnxruntime(path).GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = import_onnxruntime(path).SessionOptions()
+    options.graph_optimization_level = import_onnxruntime(path).GraphOptimizationLevel.ORT_DISABLE_ALL
     return _header(path, _session(path, options, ["CPUExecutionProvider"]))
 
 
-def _onnxruntime(path: Path) -> Any:
+def import_onnxruntime(path: Path) -> Any:
+    """Import what runs a file.
+
+    Raises:
+        M3LError: it is not installed.
+    """
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise M3LError(
-            f"{path}: needs onnxruntime, which is not installed: pip install onnxruntime"
+            f"{path}: needs onnxruntime, which is not installed: pip install 'm3l_ros[onnx]', or on a robot "
+            "pip install onnxruntime"
         ) from error
     return onnxruntime
 
@@ -145,7 +151,7 @@ def _session(path: Path, options: Any, providers: list[str]) -> Any:
     if not path.is_file():
         raise M3LError(f"{path}: no such ONNX file")
     try:
-        return _onnxruntime(path).InferenceSession(str(path), options, providers=providers)
+        return import_onnxruntime(path).InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no other base
         raise M3LError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())})") from error
 

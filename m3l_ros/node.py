@@ -326,8 +326,8 @@ class SegmentationNode(LifecycleNodeMixin, Node):
             self._pipeline.outputs.publish_decision(frame)
             self._pipeline.submit(frame, camera_info, waited)
         if self._inputs is not None:
-            paired = frame.rgb is not None and frame.depth is not None
-            self._log_outage(self._outage.note(self._inputs.outage, paired))
+            depth_stamp = None if frame.rgb is None else frame.depth_stamp_ns
+            self._log_outage(self._outage.note(self._inputs.outage, depth_stamp))
 
     def _ros_seconds(self) -> float:
         return float(self.get_clock().now().nanoseconds) / 1e9
@@ -343,6 +343,8 @@ class SegmentationNode(LifecycleNodeMixin, Node):
         sync = snapshot.sync
         if snapshot.inputs and sync and (sync.rgb_accepted or sync.depth_accepted):
             self._log_outage(self._outage.note(sync.outage))
+        elif snapshot.inputs and sync:
+            self._outage.follow(sync.outage)
         message, problems = self._diagnostics.message(self.get_clock().now().to_msg(), snapshot)
         self._diagnostics_publisher.publish(message)
         self._note_problems(problems)

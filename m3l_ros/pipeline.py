@@ -240,8 +240,10 @@ class Pipeline:
         with self._lock:
             if frame.rgb is not None:
                 self._outcomes[outcome] += 1
-            else:
-                self._depth_only["masks" if outcome is Outcome.MASKED else "dropped"] += 1
+            elif outcome is Outcome.MASKED:
+                self._depth_only["masks"] += 1
+            elif outcome in _DROPPED:
+                self._depth_only["dropped"] += 1
 
     def _count_depth(self, fate: str) -> None:
         with self._lock:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from m3l_model.sync import RgbdSynchronizer
 from m3l_ros.outage import Change, OutageWatch
 
 
@@ -19,26 +22,31 @@ class Clock:
 def test_each_change_is_said_once():
     watch = OutageWatch(Clock())
     notes = [
-        *[(True, False)] * 3,
-        *[(False, True)] * 3,
-        *[(True, False)] * 2,
-        *[(False, False), (False, True), (False, True)],
+        *[(True, None)] * 3,
+        *[(False, 1), (False, 2), (False, 3)],
+        *[(True, None)] * 2,
+        *[(False, None), (False, 4), (False, 5)],
     ]
-    said = [watch.note(outage, paired) for outage, paired in notes]
+    said = [watch.note(outage, stamp) for outage, stamp in notes]
     assert [change for change in said if change] == [Change.NEVER, Change.BACK, Change.LOST, Change.BACK]
 
 
 def test_depth_that_is_there_from_the_start_is_not_said_to_be_back():
     watch = OutageWatch(Clock())
-    assert [watch.note(outage=False, paired=True) for _ in range(3)] == [None] * 3
+    assert [watch.note(outage=False, depth_stamp=stamp) for stamp in range(3)] == [None] * 3
     assert watch.note(outage=True) is Change.LOST
 
 
-def test_depth_slower_than_its_timeout_is_not_lost_and_back_with_every_image():
+@pytest.mark.parametrize(("colour_rate", "slop"), [(30, 0.02), (90, 0.02), (30, 0.05)])
+def test_depth_slower_than_its_timeout_is_not_lost_and_back_with_every_image(colour_rate, slop):
+    core = RgbdSynchronizer(slop=slop, max_wait=0.1, depth_timeout=0.5, queue_size=30)
     watch = OutageWatch(Clock())
-    said = [
-        watch.note(outage, paired) for _ in range(20) for outage, paired in ((False, True), (True, False))
-    ]
+    said = []
+    for index in range(12 * colour_rate):
+        now = 10**9 + index * 10**9 // colour_rate
+        frames = core.add_depth(now, "depth", now) if index % colour_rate == 0 else []
+        for frame in [*frames, *core.add_rgb(now, "rgb", now)]:
+            said.append(watch.note(core.outage, frame.depth_stamp_ns))
     assert [change for change in said if change] == [Change.LOST]
 
 
@@ -57,6 +65,16 @@ def test_length_is_that_of_the_outage_in_progress():
     watch.note(outage=True)
     clock.now += 2
     assert watch.length == 2
+
+
+def test_length_is_known_before_anything_is_to_be_logged():
+    clock = Clock()
+    watch = OutageWatch(clock)
+    watch.follow(outage=True)
+    clock.now += 3
+    watch.follow(outage=True)
+    assert watch.length == 3
+    assert watch.note(outage=True) is Change.NEVER
 
 
 def test_length_counts_from_the_begin_of_simulated_time_and_from_where_it_went_back_to():

@@ -188,6 +188,13 @@ def test_depth_alone_that_is_of_no_use_is_counted_and_the_model_left_alone(make_
     assert bench.books() == {}
 
 
+def test_depth_alone_that_nobody_wants_is_not_dropped(make_bench):
+    bench = make_bench()
+    bench.pipeline.submit(Frame(9 * 10**9, None, depth_message(9), None, Reason.COLOUR_LOST), None)
+    bench.pipeline.wait_until_idle()
+    assert bench.pipeline.tally().depth_only_dropped == 0
+
+
 def test_frames_that_cannot_be_segmented_are_counted_and_the_next_one_is_segmented(make_bench):
     bench = make_bench("mask", overload="queue")
     damaged = rgb_message(3)
