@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from training_samples import batches, blocks, small, views_of
 
 from m3l_model import LinearFusionSegmenter, Predictor
@@ -152,6 +153,43 @@ def test_half_precision_trains_too() -> None:
     assert all(p.dtype == torch.float32 for p in learner.network.parameters())
     assert results[0] != exact[0]
     assert results[0].loss_supervised == pytest.approx(exact[0].loss_supervised, rel=0.05)
+
+
+def fp16_learner(config: TrainConfig, scale: float, seed: int = 0) -> tuple[Learner, Fabric]:
+    """Fabric takes ``precision="16-mixed"`` for bf16 on a CPU; this is what it does on a GPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision])
+    return Learner(config, new_network(config, LABELS, seed), fabric), fabric
+
+
+def test_float16_goes_on_from_its_state_and_its_scale_to_the_same_bits() -> None:
+    config = small(load_config("m3l"), steps=5)
+    whole, fabric = fp16_learner(config, scale=2.0**16)
+    results = [result for result, _ in learn(whole, batches(config), 0, 0, fabric)]
+    exact = steps_of(config)[1]
+    assert [r.loss_supervised for r in results] == pytest.approx([r.loss_supervised for r in exact], rel=0.05)
+    first, fabric = fp16_learner(config, scale=2.0**16)
+    frames = list(batches(config))
+    steps = learn(first, iter(frames), 0, 0, fabric)
+    for _ in range(3):
+        next(steps)
+    second, fabric = fp16_learner(config, scale=1.0, seed=9)
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()}, first.scaler)
+    list(learn(second, iter(frames[3:]), 0, 3, fabric))
+    assert second.scaler == whole.scaler
+    assert whole.scaler["scale"] == 2.0**18
+    expected = whole.state()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.state().items())
+
+
+def test_float16_leaves_out_a_step_whose_gradients_overflow_and_lowers_the_scale() -> None:
+    config = small(load_config("m3l"))
+    learner, fabric = fp16_learner(config, scale=1e30)
+    before = {name: tensor.clone() for name, tensor in learner.network.named_parameters()}
+    next(learn(learner, batches(config), 0, 0, fabric))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.network.named_parameters())
+    assert learner.scaler["scale"] == pytest.approx(5e29)
 
 
 def test_learns_blocks_that_colour_and_depth_tell() -> None:
