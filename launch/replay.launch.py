@@ -22,7 +22,6 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from m3l_model.bag_topics import DEFAULT_TOPICS
-from m3l_model.bags import BagReader
 from m3l_model.resources import share_path
 from m3l_ros.transport import fastdds_environment
 
@@ -68,6 +67,8 @@ def start_replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
+
+    from m3l_model.bags import BagReader  # needs rosbags, the arguments do not
 
     with BagReader(value("bag")) as bag:
         topics = bag.choose_topics(value("rgb_topic") or None, value("depth_topic") or None)
