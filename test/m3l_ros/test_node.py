@@ -127,6 +127,10 @@ class Robot:
         self.wait_until(lambda: self.statuses[-1].message == "segmenting", "diagnostics to be content")
         assert self.statuses[-1].level == DiagnosticStatus.OK
 
+    def clean_up(self):
+        self.segmentation.trigger_deactivate()
+        self.segmentation.trigger_cleanup()
+
     def set(self, name, value):
         return self.segmentation.set_parameters([Parameter(name, value=value)])[0]
 
@@ -696,8 +700,7 @@ def test_model_that_comes_after_cleanup_is_thrown_away(start, monkeypatch):
 
     monkeypatch.setattr(m3l_ros.node, "load_model", load)
     assert robot.set("checkpoint", "6").successful
-    robot.segmentation.trigger_deactivate()
-    robot.segmentation.trigger_cleanup()
+    robot.clean_up()
     go_on.set()
     robot.segmentation._swap.join()
     robot.wait_until(lambda: robot.value("state") == "unconfigured", "the state")
@@ -717,8 +720,7 @@ def test_checkpoint_that_fails_after_cleanup_is_set_back_too(start, monkeypatch)
 
     monkeypatch.setattr(m3l_ros.node, "load_model", load)
     assert robot.set("checkpoint", "6").successful
-    robot.segmentation.trigger_deactivate()
-    robot.segmentation.trigger_cleanup()
+    robot.clean_up()
     go_on.set()
     robot.segmentation._swap.join()
     assert robot.segmentation.get_parameter("checkpoint").value == "5"
@@ -740,8 +742,7 @@ def test_parameters_act_at_once_or_are_refused_with_the_way_out(start):
     assert "read-only" in robot.set("autostart", False).reason
     assert robot.set("max_wait", 2.0).reason
     assert robot.segmentation.get_parameter("input_qos").value == "auto"
-    robot.segmentation.trigger_deactivate()
-    robot.segmentation.trigger_cleanup()
+    robot.clean_up()
     assert robot.set("input_qos", "reliable").successful
 
 
