@@ -49,6 +49,7 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_strong": ("m3l", {}),
     "m3l_no_cutmix": ("m3l", {"strong_augmentation": False, "cutmix": False}),
     "m3l_hard_labels": ("m3l", {"strong_augmentation": False, "pseudo_labels": "hard"}),
+    "m3l_skip": ("m3l", {"strong_augmentation": False, "skip_missing": True}),
     "m3l_no_burn_in": ("m3l", {"strong_augmentation": False, "pseudo_start": 0}),
 }
 """``m3l`` with strong augmentation, or with a part left out."""

@@ -86,6 +86,7 @@ def save_checkpoint(
         "backbone": model.backbone,
         "num_classes": str(model.num_classes),
         "fusion_ratio": repr(model.fusion_ratio),
+        "skip_missing": json.dumps(model.skip_missing),
         "labels": labels.to_json(),
         "preprocessing": json.dumps(asdict(preprocessing)),
     }
@@ -247,12 +248,15 @@ class _Header(NamedTuple):
     backbone: str
     num_classes: int
     fusion_ratio: float
+    skip_missing: bool
 
 
 def _load_own(path: Path) -> LinearFusionSegmenter:
     header = _read_header(path)
     try:
-        model = LinearFusionSegmenter(header.backbone, header.num_classes, header.fusion_ratio)
+        model = LinearFusionSegmenter(
+            header.backbone, header.num_classes, header.fusion_ratio, header.skip_missing
+        )
     except (ValueError, M3LError) as error:
         raise _damaged(path, error) from error
     _load_weights(model, read_tensors(path)[0], path)
@@ -279,10 +283,20 @@ def _read_header(path: Path) -> _Header:
         if num_classes != len(labels.classes):
             raise ValueError(f"{len(labels.classes)} class names for {num_classes} classes")
         return _Header(
-            Metadata(labels, preprocessing), header["backbone"], num_classes, float(header["fusion_ratio"])
+            Metadata(labels, preprocessing),
+            header["backbone"],
+            num_classes,
+            float(header["fusion_ratio"]),
+            _flag(header.get("skip_missing", "false")),
         )
     except (KeyError, TypeError, ValueError, M3LError) as error:
         raise _damaged(path, error) from error
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text == "true"
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -75,21 +75,26 @@ class MixTransformer(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(_init_weights)
 
-    def forward(self, images_MBCHW: Tensor, masked_MBN1: Tensor) -> list[Tensor]:
+    def forward(
+        self, images_MBCHW: Tensor, masked_MBN1: Tensor, alone_MB11: Tensor | None = None
+    ) -> list[Tensor]:
         """Encode both modalities.
 
         Args:
             images_MBCHW: (2, B, 3, H, W) float, RGB first.
             masked_MBN1: (2, B, N, 1) bool with N the stage-1 tokens (or 1, for all of them): True where the mask
                 token stands in for what was not seen (M3L, section 3.2).
+            alone_MB11: (2, B, 1, 1) bool, True for a branch that takes nothing from the other one; None: each takes.
 
         Returns:
             Four maps (2, B, h, w, C), at 1/4, 1/8, 1/16 and 1/32 of the input size, rounded up.
         """
         first, *others = self.stages
-        maps: list[Tensor] = [first(images_MBCHW.permute(0, 1, 3, 4, 2), masked_MBN1, self.mask_token)]
+        maps: list[Tensor] = [
+            first(images_MBCHW.permute(0, 1, 3, 4, 2), alone_MB11, masked_MBN1, self.mask_token)
+        ]
         for stage in others:
-            maps.append(stage(maps[-1]))
+            maps.append(stage(maps[-1], alone_MB11))
         return maps
 
 
@@ -115,14 +120,18 @@ class Stage(nn.Module):
         self.norm = ModalityLayerNorm(dim)
 
     def forward(
-        self, x_MBHWC: Tensor, masked_MBN1: Tensor | None = None, mask_token: Tensor | None = None
+        self,
+        x_MBHWC: Tensor,
+        alone_MB11: Tensor | None,
+        masked_MBN1: Tensor | None = None,
+        mask_token: Tensor | None = None,
     ) -> Tensor:
         """Map (2, B, H, W, C) to (2, B, h, w, C'); where ``masked_MBN1``, ``mask_token`` replaces what was embedded."""
         tokens_MBNC, height, width = self.patch_embed(x_MBHWC)
         if masked_MBN1 is not None and mask_token is not None:
             tokens_MBNC = torch.where(masked_MBN1, mask_token.to(tokens_MBNC.dtype), tokens_MBNC)
         for block in self.blocks:
-            tokens_MBNC = block(tokens_MBNC, height, width)
+            tokens_MBNC = block(tokens_MBNC, height, width, alone_MB11)
         return self.norm(tokens_MBNC).unflatten(2, (height, width))
 
 
@@ -174,9 +183,14 @@ class Block(nn.Module):
         self.drop_path = SampleDropout(drop_path)
         self.fusion_ratio = fusion_ratio
 
-    def forward(self, tokens_MBNC: Tensor, height: int, width: int) -> Tensor:
-        attended = linear_fusion(self.attn(self.norm1(tokens_MBNC), height, width), self.fusion_ratio)
-        tokens_MBNC = tokens_MBNC + self.drop_path(attended)
+    def forward(
+        self, tokens_MBNC: Tensor, height: int, width: int, alone_MB11: Tensor | None = None
+    ) -> Tensor:
+        attended = self.attn(self.norm1(tokens_MBNC), height, width)
+        fused = linear_fusion(attended, self.fusion_ratio)
+        if alone_MB11 is not None:
+            fused = torch.where(alone_MB11, attended, fused)
+        tokens_MBNC = tokens_MBNC + self.drop_path(fused)
         return tokens_MBNC + self.drop_path(self.mlp(self.norm2(tokens_MBNC), height, width))
 
 

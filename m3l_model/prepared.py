@@ -33,6 +33,8 @@ class PreparedSegmenter:
       the classifier runs once, on their sum.
     - Where the three channels of a depth image are equal they are one, and its first convolution's weights their sum.
     - A stage of one attention head has its output projection folded into its values.
+    - Where a modality is missing from the whole batch and the model skips what is missing, the other's branch alone is
+      computed (on the CPU, where it is known).
     - On the CPU: products run as 1x1 convolutions (oneDNN), the GELU and the residual inside them; where a map is
       large, each modality goes by itself, in place, its MLP and the decoder in bands of rows that stay in the caches.
       Where a modality is missing from the whole batch, its first attention, which then is one vector, is the one
@@ -48,6 +50,7 @@ class PreparedSegmenter:
     def __init__(self, model: LinearFusionSegmenter, dtype: torch.dtype = torch.float32) -> None:
         self.device = model.alpha.device
         self.dtype = dtype
+        self._skip_missing = model.skip_missing
         with torch.no_grad():
             self._decoder = _Decoder(model, dtype)
             self._encoder = _Encoder(model.encoder, dtype)
@@ -71,11 +74,19 @@ class PreparedSegmenter:
             Fused logits (B, ceil(H/4), ceil(W/4), C) in the network's type.
         """
         masked = masked_tokens(rgb_B3HW, missing, depth_valid)
-        absent = [False, False]
+        absent, whole = [False, False], False
         if self.device.type == "cpu":
             absent = [bool(column.all()) for column in missing.unbind(1)]
+            whole = not missing.any()
         images = [rgb_B3HW.to(self.dtype), depth_BcHW.to(self.dtype)]
-        return self._decoder(self._encoder(images, masked, absent))
+        if whole or not self._skip_missing:
+            return self._decoder(self._encoder(images, masked, absent), _BOTH)
+        if any(absent):
+            own = absent.index(False)
+            return self._decoder(self._encoder.one(images[own], masked[own], own), _EACH[own])
+        missing_MB111 = missing.to(self.device).T[:, :, None, None, None]
+        maps = self._encoder(images, masked, absent, alone_MB111=missing_MB111.flip(0))
+        return self._decoder([torch.where(missing_MB111, x.flip(0), x) for x in maps], _BOTH)
 
 
 class _Linear(NamedTuple):
@@ -229,10 +240,10 @@ class _Mlp:
         self.dwconv = _Conv.of(mlp.dwconv, dtype)
         self.fc2 = _Linear.of(mlp.fc2.weight, mlp.fc2.bias, dtype)
 
-    def add_to(self, x_MBHWC: Tensor) -> None:
+    def add_to(self, x_PBHWC: Tensor, present: slice) -> None:
         """Add to every modality at once."""
-        hidden = self._hidden(self.norm2(x_MBHWC, _BOTH).flatten(0, 1))
-        self.fc2.add_to(x_MBHWC.flatten(0, 1), hidden)
+        hidden = self._hidden(self.norm2(x_PBHWC, present).flatten(0, 1))
+        self.fc2.add_to(x_PBHWC.flatten(0, 1), hidden)
 
     def add_in_bands(self, x_BHWC: Tensor, modality: int) -> None:
         """Add to one modality, in bands of rows that stay in the caches."""
@@ -263,14 +274,26 @@ class _Block:
         self.mlp = _Mlp(block.norm2, block.mlp, dtype)
         self.ratio = block.fusion_ratio
 
-    def __call__(self, x_MBHWC: Tensor) -> None:
+    def __call__(
+        self, x_PBHWC: Tensor, present: slice = _BOTH, alone_MB111: Tensor | None = None
+    ) -> None:
         """Do the block in place."""
-        self._attend(x_MBHWC)
-        self.add_mlp(x_MBHWC)
+        if len(x_PBHWC) == 1:
+            self._attend_alone(x_PBHWC, present)
+        else:
+            self._attend(x_PBHWC, alone_MB111)
+        self.add_mlp(x_PBHWC, present)
 
-    def _attend(self, x_MBHWC: Tensor) -> None:
+    def _attend_alone(self, x_1BHWC: Tensor, present: slice) -> None:
+        self._add_projected(x_1BHWC[0], self.attention(x_1BHWC, present)[0])
+
+    def _attend(self, x_MBHWC: Tensor, alone_MB111: Tensor | None) -> None:
         if self._whole(x_MBHWC):
             attended_MBHWC = self.attention.project(self.attention(x_MBHWC))
+            if alone_MB111 is not None:
+                mixed_MBHWC = torch.lerp(attended_MBHWC.flip(0), attended_MBHWC, self.ratio)
+                x_MBHWC.add_(torch.where(alone_MB111, attended_MBHWC, mixed_MBHWC))
+                return
             x_MBHWC.add_(attended_MBHWC, alpha=self.ratio)
             for own, other in ((0, 1), (1, 0)):
                 x_MBHWC[own].add_(attended_MBHWC[other], alpha=1 - self.ratio)
@@ -278,22 +301,27 @@ class _Block:
         attended = [self.attention(x_MBHWC[part], part)[0] for part in _EACH]
         for own, other in ((0, 1), (1, 0)):
             mixed = torch.lerp(attended[other], attended[own], self.ratio)
-            if self.attention.proj is None:
-                x_MBHWC[own].add_(mixed)
-            else:
-                self.attention.proj.add_to(x_MBHWC[own], mixed)
+            if alone_MB111 is not None:
+                mixed = torch.where(alone_MB111[own], attended[own], mixed)
+            self._add_projected(x_MBHWC[own], mixed)
 
-    def add_mlp(self, x_MBHWC: Tensor) -> None:
-        if self._whole(x_MBHWC):
-            self.mlp.add_to(x_MBHWC)
+    def _add_projected(self, x_BHWC: Tensor, attended_BHWC: Tensor) -> None:
+        if self.attention.proj is None:
+            x_BHWC.add_(attended_BHWC)
+        else:
+            self.attention.proj.add_to(x_BHWC, attended_BHWC)
+
+    def add_mlp(self, x_PBHWC: Tensor, present: slice = _BOTH) -> None:
+        if self._whole(x_PBHWC):
+            self.mlp.add_to(x_PBHWC, present)
             return
-        for modality, x_BHWC in enumerate(x_MBHWC):
+        for modality, x_BHWC in enumerate(x_PBHWC, present.start):
             self.mlp.add_in_bands(x_BHWC, modality)
 
-    def _whole(self, x_MBHWC: Tensor) -> bool:
-        """Tell whether the modalities go as one batch: on a GPU, and where the hidden layer of both is small."""
-        hidden = x_MBHWC.numel() // x_MBHWC.shape[-1] * len(self.mlp.fc1.weight)
-        return x_MBHWC.is_cuda or hidden * x_MBHWC.element_size() <= _CPU_SCRATCH
+    def _whole(self, x_PBHWC: Tensor) -> bool:
+        """Tell whether the modalities go as one batch: on a GPU, and where the hidden layer of all is small."""
+        hidden = x_PBHWC.numel() // x_PBHWC.shape[-1] * len(self.mlp.fc1.weight)
+        return x_PBHWC.is_cuda or hidden * x_PBHWC.element_size() <= _CPU_SCRATCH
 
 
 class _Stage:
@@ -303,14 +331,20 @@ class _Stage:
         self.blocks = [_Block(block, dtype) for block in stage.blocks if isinstance(block, Block)]
         self.norm = _Norm(stage.norm, dtype)
 
-    def __call__(self, x_MBHWC: Tensor) -> Tensor:
-        embedded = self.embed(x_MBHWC.flatten(0, 1)).unflatten(0, x_MBHWC.shape[:2])
-        return self.finish(self.embed_norm(embedded, _BOTH), self.blocks)
+    def __call__(self, x_PBHWC: Tensor, present: slice, alone_MB111: Tensor | None) -> Tensor:
+        embedded = self.embed(x_PBHWC.flatten(0, 1)).unflatten(0, x_PBHWC.shape[:2])
+        return self.finish(self.embed_norm(embedded, present), self.blocks, present, alone_MB111)
 
-    def finish(self, x_MBHWC: Tensor, blocks: list[_Block]) -> Tensor:
+    def finish(
+        self,
+        x_PBHWC: Tensor,
+        blocks: list[_Block],
+        present: slice = _BOTH,
+        alone_MB111: Tensor | None = None,
+    ) -> Tensor:
         for block in blocks:
-            block(x_MBHWC)
-        return self.norm(x_MBHWC, _BOTH)
+            block(x_PBHWC, present, alone_MB111)
+        return self.norm(x_PBHWC, present)
 
 
 class _Encoder:
@@ -332,22 +366,37 @@ class _Encoder:
             for part in _EACH
         ]
 
-    def __call__(self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool]) -> list[Tensor]:
-        """Give four maps (2, B, h, w, C)."""
-        first_MBHWC = self._first_stage(images, masked_MBN1, absent)
-        maps = [first_MBHWC]
+    def __call__(
+        self,
+        images: list[Tensor],
+        masked_MBN1: Tensor,
+        absent: list[bool],
+        alone_MB111: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Give four maps (2, B, h, w, C); a branch where ``alone_MB111`` takes nothing from the other."""
+        return self._others(self._first_stage(images, masked_MBN1, absent, alone_MB111), _BOTH, alone_MB111)
+
+    def one(self, image_BCHW: Tensor, masked_BN1: Tensor, own: int) -> list[Tensor]:
+        """Give four maps (1, B, h, w, C) of one modality that is alone."""
+        embedded_1BHWC = self._embed(image_BCHW, own, masked_BN1)[None]
+        return self._others(self.first.finish(embedded_1BHWC, self.first.blocks, _EACH[own]), _EACH[own], None)
+
+    def _others(self, first_PBHWC: Tensor, present: slice, alone_MB111: Tensor | None) -> list[Tensor]:
+        maps = [first_PBHWC]
         for stage in self.others:
-            maps.append(stage(maps[-1]))
+            maps.append(stage(maps[-1], present, alone_MB111))
         return maps
 
-    def _first_stage(self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool]) -> Tensor:
+    def _first_stage(
+        self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool], alone_MB111: Tensor | None
+    ) -> Tensor:
         if any(absent):
             own = absent.index(False)
             x_BHWC = self._embed(images[own], own, masked_MBN1[own])
             x_MBHWC = self._first_block_with_one(x_BHWC, own)
             return self.first.finish(x_MBHWC, self.first.blocks[1:])
         embedded = [self._embed(images[m], m, masked_MBN1[m]) for m in range(len(MODALITIES))]
-        return self.first.finish(torch.stack(embedded), self.first.blocks)
+        return self.first.finish(torch.stack(embedded), self.first.blocks, alone_MB111=alone_MB111)
 
     def _embed(self, image_BCHW: Tensor, modality: int, masked_BN1: Tensor) -> Tensor:
         embed = self.embed_equal_channels if image_BCHW.shape[1] == 1 else self.first.embed
@@ -398,45 +447,56 @@ class _Decoder:
             ]
             for share in model.alpha.softmax(0)
         ]
-        classifier = head.classifier
-        self.classifier = _Linear.of(classifier.weight.flatten(1), classifier.bias, dtype)
+        weight, bias = head.classifier.weight.flatten(1), head.classifier.bias
+        self.classifier = _Linear.of(weight, bias, dtype)
+        self.classifiers_alone = [_Linear.of(weight / share, bias, dtype) for share in model.alpha.softmax(0)]
         self._rows: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, maps_MBHWC: list[Tensor]) -> Tensor:
-        if maps_MBHWC[0].is_cuda:
-            return self._whole(maps_MBHWC)
-        batch = maps_MBHWC[0].shape[1]
-        return torch.stack([self._banded([x[:, i] for x in maps_MBHWC]) for i in range(batch)])
+    def __call__(self, maps_PBHWC: list[Tensor], present: slice) -> Tensor:
+        """Give logits (B, h, w, C) of the modalities that are there; one alone weighs 1, whatever its share."""
+        modalities = range(len(MODALITIES))[present]
+        classifier = self.classifier if present == _BOTH else self.classifiers_alone[present.start]
+        if maps_PBHWC[0].is_cuda:
+            return self._whole(maps_PBHWC, modalities, classifier)
+        batch = maps_PBHWC[0].shape[1]
+        return torch.stack(
+            [self._banded([x[:, i] for x in maps_PBHWC], modalities, classifier) for i in range(batch)]
+        )
 
-    def _whole(self, maps_MBHWC: list[Tensor]) -> Tensor:
-        size = maps_MBHWC[0].shape[2:4]
+    def _whole(self, maps_PBHWC: list[Tensor], modalities: range, classifier: _Linear) -> Tensor:
+        size = maps_PBHWC[0].shape[2:4]
         branches = []
-        for modality, projections in enumerate(self.projections):
+        for index, modality in enumerate(modalities):
             merged, *others = (
-                projection(x[modality]).permute(0, 3, 1, 2)
-                for projection, x in zip(projections, maps_MBHWC, strict=True)
+                projection(x[index]).permute(0, 3, 1, 2)
+                for projection, x in zip(self.projections[modality], maps_PBHWC, strict=True)
             )
             for x in others:
                 merged = merged + functional.interpolate(x, size, mode="bilinear", align_corners=False)
             branches.append(functional.relu(merged))
-        return self.classifier((branches[0] + branches[1]).permute(0, 2, 3, 1))
+        return classifier(sum(branches[1:], branches[0]).permute(0, 2, 3, 1))
 
-    def _banded(self, maps_MHWC: list[Tensor]) -> Tensor:
+    def _banded(self, maps_PHWC: list[Tensor], modalities: range, classifier: _Linear) -> Tensor:
         """Decode one sample: the smaller maps are projected, then interpolated into each band of the largest."""
-        largest = maps_MHWC[0]
+        largest = maps_PHWC[0]
         height, width = largest.shape[1:3]
         projected = [
-            [projection(x[m : m + 1]) for projection, x in zip(projections[1:], maps_MHWC[1:], strict=True)]
-            for m, projections in enumerate(self.projections)
-        ]
-        logits = largest.new_empty(height, width, len(self.classifier.weight))
-        row_bytes = width * self.classifier.weight.shape[1] * largest.element_size()
-        for first, last in _bands(height, row_bytes):
-            merged = [
-                self._band(largest[m : m + 1, first:last], m, projected[m], first, height) for m in (0, 1)
+            [
+                projection(x[index : index + 1])
+                for projection, x in zip(self.projections[modality][1:], maps_PHWC[1:], strict=True)
             ]
-            hidden = merged[0].add_(merged[1]).view(1, last - first, width, -1)
-            logits[first:last] = self.classifier(hidden)[0]
+            for index, modality in enumerate(modalities)
+        ]
+        logits = largest.new_empty(height, width, len(classifier.weight))
+        row_bytes = width * classifier.weight.shape[1] * largest.element_size()
+        for first, last in _bands(height, row_bytes):
+            hidden, *others = (
+                self._band(largest[i : i + 1, first:last], modality, projected[i], first, height)
+                for i, modality in enumerate(modalities)
+            )
+            for other in others:
+                hidden.add_(other)
+            logits[first:last] = classifier(hidden.view(1, last - first, width, -1))[0]
         return logits
 
     def _band(

@@ -62,6 +62,7 @@ class TrainConfig:
             number of each kind has to fall to each process.
         backbone: ``mit_b0`` to ``mit_b5``.
         fusion_ratio: r of Linear Fusion.
+        skip_missing: of ``LinearFusionSegmenter``: a missing modality's branch takes no part.
         short_side: shorter side of the network's input, in pixels; null: the images' own.
         depth_encoding: of ``Preprocessing``.
         depth_range: metres mapped to the input's range.
@@ -99,6 +100,7 @@ class TrainConfig:
     cutmix: bool = False
     backbone: str = "mit_b0"
     fusion_ratio: float = 0.8
+    skip_missing: bool = False
     short_side: int | None = 96
     depth_encoding: Literal["metric", "minmax", "normals"] = "metric"
     depth_range: tuple[float, float] = (0.0, 10.0)

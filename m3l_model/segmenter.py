@@ -37,6 +37,9 @@ class LinearFusionSegmenter(nn.Module):
         backbone: one of ``mit_b0`` to ``mit_b5``.
         num_classes: C of the logits.
         fusion_ratio: r of Linear Fusion, in 0..1.
+        skip_missing: of a sample with a modality missing, the other one's branch is alone: it takes nothing from the
+            missing one's, and its output is that of all three. Else the mask token stands in for the missing modality
+            and its branch is fused (M3L, section 3.2).
 
     Attributes:
         metadata: what the checkpoint says of classes, colours and preprocessing; None for a model built by hand.
@@ -45,7 +48,13 @@ class LinearFusionSegmenter(nn.Module):
         ValueError: unknown backbone, fewer than two classes, or a ratio outside 0..1.
     """
 
-    def __init__(self, backbone: str = "mit_b0", num_classes: int = 13, fusion_ratio: float = 0.8) -> None:
+    def __init__(
+        self,
+        backbone: str = "mit_b0",
+        num_classes: int = 13,
+        fusion_ratio: float = 0.8,
+        skip_missing: bool = False,
+    ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
@@ -57,6 +66,7 @@ class LinearFusionSegmenter(nn.Module):
         self.backbone = backbone
         self.num_classes = num_classes
         self.fusion_ratio = fusion_ratio
+        self.skip_missing = skip_missing
         self.encoder = MixTransformer(config, fusion_ratio)
         self.decoder = SegFormerHead(config.dims, num_classes)
         self.alpha = nn.Parameter(torch.ones(len(MODALITIES)))
@@ -92,12 +102,16 @@ class LinearFusionSegmenter(nn.Module):
         _check_inputs(rgb, depth, missing, depth_valid)
         masked = masked_tokens(rgb, missing, depth_valid)
         images = torch.stack((rgb, depth))
+        alone_MB11 = None
         if missing is not None:  # its tokens are replaced; this keeps a NaN in it out of the gradients too
-            images = images.masked_fill(missing.to(rgb.device).T[:, :, None, None, None], 0)
-        maps = self.encoder(images, masked)
-        branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
-        rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
-        return SegmenterOutput(rgb_logits, depth_logits, self.fuse(rgb_logits, depth_logits))
+            missing_MB111 = missing.to(rgb.device).T[:, :, None, None, None]
+            images = images.masked_fill(missing_MB111, 0)
+            alone_MB11 = missing_MB111[..., 0].flip(0) if self.skip_missing else None
+        maps = self.encoder(images, masked, alone_MB11)
+        if alone_MB11 is not None:
+            maps = [torch.where(missing_MB111, x.flip(0), x) for x in maps]
+        logits = self.decoder([x.flatten(0, 1) for x in maps]).unflatten(0, (len(MODALITIES), -1))
+        return SegmenterOutput(*logits, self.fuse(*logits))
 
     def fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
         """Give the mean of both branches' logits, weighted by ``softmax(alpha)``."""

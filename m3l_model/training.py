@@ -214,7 +214,9 @@ def new_network(
         M3LError: the weights cannot be used.
     """
     torch.manual_seed(seed)
-    network = LinearFusionSegmenter(config.backbone, len(labels.classes), config.fusion_ratio)
+    network = LinearFusionSegmenter(
+        config.backbone, len(labels.classes), config.fusion_ratio, config.skip_missing
+    )
     network.metadata = Metadata(labels, config.preprocessing())
     if pretrained:
         load_pretrained(network, pretrained)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3l_model import onednn, prepared
+from m3l_model.mit import Block
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.segmenter import LinearFusionSegmenter
 
@@ -16,10 +17,12 @@ STATES = {"both": [False, False], "depth_missing": [False, True], "rgb_missing":
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
 
 
-def trained(backbone: str, dtype: torch.dtype = torch.float32) -> LinearFusionSegmenter:
+def trained(
+    backbone: str, dtype: torch.dtype = torch.float32, skip_missing: bool = False
+) -> LinearFusionSegmenter:
     """A network in which no weight and no statistic has its initial value, as after a training."""
     torch.manual_seed(0)
-    model = LinearFusionSegmenter(backbone, 13).to(dtype)
+    model = LinearFusionSegmenter(backbone, 13, skip_missing=skip_missing).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -52,12 +55,13 @@ def difference(
     return float((logits - plain).abs().max())
 
 
+@pytest.mark.parametrize("skip_missing", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("backbone", "size"), [("mit_b0", (100, 75)), ("mit_b2", (40, 33))])
 def test_equals_the_plain_network_in_all_states(
-    backbone: str, size: tuple[int, int], dtype: torch.dtype
+    backbone: str, size: tuple[int, int], dtype: torch.dtype, skip_missing: bool
 ) -> None:
-    model = trained(backbone, dtype)
+    model = trained(backbone, dtype, skip_missing)
     network = PreparedSegmenter(model, dtype)
     rgb, depth = images(2, *size, dtype)
     holes = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(2)) > 0.97
@@ -82,24 +86,54 @@ def test_depth_may_have_three_channels_that_differ(state: str) -> None:
     width=st.integers(32, 90),
     batch=st.integers(1, 3),
     scratch=st.sampled_from([1, 100_000, 1 << 30]),
-    state=st.sampled_from(sorted(STATES)),
+    states=st.lists(st.sampled_from(sorted(STATES)), min_size=3, max_size=3),
+    skip_missing=st.booleans(),
 )
 def test_bands_of_any_height_give_the_same(
-    height: int, width: int, batch: int, scratch: int, state: str
+    height: int, width: int, batch: int, scratch: int, states: list[str], skip_missing: bool
 ) -> None:
-    model = trained("mit_b0")
+    model = trained("mit_b0", skip_missing=skip_missing)
     rgb, depth = images(batch, height, width, torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "_CPU_SCRATCH", scratch)
-        missing = torch.tensor([STATES[state]] * batch)
+        missing = torch.tensor([STATES[state] for state in states[:batch]])
         assert difference(model, PreparedSegmenter(model), rgb, depth, missing) < 5e-5
 
 
 def test_the_decoder_of_a_gpu_gives_what_the_cpu_s_gives() -> None:
-    network = PreparedSegmenter(trained("mit_b0"))
+    decoder = PreparedSegmenter(trained("mit_b0"))._decoder
     maps = [torch.randn(2, 2, 48 >> i, 40 >> i, width) for i, width in enumerate((32, 64, 160, 256))]
     with torch.inference_mode():
-        torch.testing.assert_close(network._decoder._whole(maps), network._decoder(maps), rtol=0, atol=5e-5)
+        whole = decoder._whole(maps, range(2), decoder.classifier)
+        torch.testing.assert_close(whole, decoder(maps, slice(0, 2)), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("state", ["depth_missing", "rgb_missing"])
+def test_a_modality_alone_is_segmented_as_by_a_network_of_it_alone(state: str) -> None:
+    model = trained("mit_b0", torch.float64, skip_missing=True)
+    rgb, depth = images(1, 64, 96, torch.float64)
+    missing = torch.tensor([STATES[state]])
+    with torch.inference_mode():
+        alone = model(rgb, depth.expand(-1, 3, -1, -1), missing)
+        for block in (block for block in model.modules() if isinstance(block, Block)):
+            block.fusion_ratio = 1.0
+        apart = model(rgb, depth.expand(-1, 3, -1, -1))
+    own = apart.rgb if state == "depth_missing" else apart.depth
+    assert float((apart.rgb - apart.depth).std()) > 0.01
+    for output in alone:
+        torch.testing.assert_close(output, own, rtol=0, atol=1e-12)
+
+
+def test_a_gpu_s_way_of_skipping_what_is_missing_gives_what_the_cpu_s_gives() -> None:
+    """Where flags are not read on the host, both branches run, and the missing one's is not listened to."""
+    network = PreparedSegmenter(trained("mit_b0", skip_missing=True))
+    rgb, depth = images(2, 64, 96, torch.float32)
+    with torch.inference_mode():
+        for state in sorted(STATES):
+            alike = torch.tensor([STATES[state]] * 2)
+            mixed = torch.tensor([STATES[state], STATES["rgb_missing" if state != "rgb_missing" else "both"]])
+            expected = network(rgb, depth, alike)[0]
+            torch.testing.assert_close(network(rgb, depth, mixed)[0], expected, rtol=0, atol=5e-5)
 
 
 def test_goes_without_onednn_s_own_operators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +145,9 @@ def test_goes_without_onednn_s_own_operators(monkeypatch: pytest.MonkeyPatch) ->
         assert difference(model, network, rgb, depth, torch.tensor([[False, False]])) < tolerance
 
 
-def test_what_a_missing_image_holds_has_no_influence() -> None:
-    network = PreparedSegmenter(trained("mit_b0"))
+@pytest.mark.parametrize("skip_missing", [False, True])
+def test_what_a_missing_image_holds_has_no_influence(skip_missing: bool) -> None:
+    network = PreparedSegmenter(trained("mit_b0", skip_missing=skip_missing))
     rgb, depth = images(2, 64, 64, torch.float32)
     missing = torch.tensor([[False, True], [True, False]])
     with torch.inference_mode():
