@@ -274,9 +274,7 @@ class _Block:
         self.mlp = _Mlp(block.norm2, block.mlp, dtype)
         self.ratio = block.fusion_ratio
 
-    def __call__(
-        self, x_PBHWC: Tensor, present: slice = _BOTH, alone_MB111: Tensor | None = None
-    ) -> None:
+    def __call__(self, x_PBHWC: Tensor, present: slice = _BOTH, alone_MB111: Tensor | None = None) -> None:
         """Do the block in place."""
         if len(x_PBHWC) == 1:
             self._attend_alone(x_PBHWC, present)
@@ -379,7 +377,9 @@ class _Encoder:
     def one(self, image_BCHW: Tensor, masked_BN1: Tensor, own: int) -> list[Tensor]:
         """Give four maps (1, B, h, w, C) of one modality that is alone."""
         embedded_1BHWC = self._embed(image_BCHW, own, masked_BN1)[None]
-        return self._others(self.first.finish(embedded_1BHWC, self.first.blocks, _EACH[own]), _EACH[own], None)
+        return self._others(
+            self.first.finish(embedded_1BHWC, self.first.blocks, _EACH[own]), _EACH[own], None
+        )
 
     def _others(self, first_PBHWC: Tensor, present: slice, alone_MB111: Tensor | None) -> list[Tensor]:
         maps = [first_PBHWC]

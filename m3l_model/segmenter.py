@@ -110,8 +110,9 @@ class LinearFusionSegmenter(nn.Module):
         maps = self.encoder(images, masked, alone_MB11)
         if alone_MB11 is not None:
             maps = [torch.where(missing_MB111, x.flip(0), x) for x in maps]
-        logits = self.decoder([x.flatten(0, 1) for x in maps]).unflatten(0, (len(MODALITIES), -1))
-        return SegmenterOutput(*logits, self.fuse(*logits))
+        branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
+        rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
+        return SegmenterOutput(rgb_logits, depth_logits, self.fuse(rgb_logits, depth_logits))
 
     def fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
         """Give the mean of both branches' logits, weighted by ``softmax(alpha)``."""

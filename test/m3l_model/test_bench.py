@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from m3l_model import M3LError
+from m3l_model import LinearFusionSegmenter, M3LError, save_checkpoint
 from m3l_model.bench import Case, Measurement, count_gflop, measure_in_turn, random_frame
 from m3l_model.cli import main
 
@@ -56,6 +57,15 @@ def test_cases_take_turns_and_each_has_its_own_frames() -> None:
     assert large.gflop is not None
     assert large.gflop > 10 * small.gflop
     assert large.percentile(50) > small.percentile(50)
+
+
+def test_a_branch_that_is_left_out_is_half_of_the_arithmetic(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", LinearFusionSegmenter("mit_b0", 5, skip_missing=True))
+    model = str(tmp_path / "model")
+    cases = [Case(model, "cpu", "fp32", 1, (64, 96), state) for state in ("both", "rgb_only")]
+    both, alone = measure_in_turn(cases, frames=1)
+    assert both.gflop
+    assert alone.gflop == both.gflop / 2
 
 
 def test_the_command_prints_a_row_for_each_combination(capsys: pytest.CaptureFixture[str]) -> None:

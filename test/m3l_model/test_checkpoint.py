@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from m3l_model import LinearFusionSegmenter, load_checkpoint, save_checkpoint
-from m3l_model.checkpoint import CheckpointError, from_reference
+from m3l_model.checkpoint import CheckpointError, from_reference, read_tensors
 from m3l_model.labels import LabelSet
 from m3l_model.preprocessing import Preprocessing
 
@@ -20,7 +20,7 @@ from m3l_model.preprocessing import Preprocessing
 @pytest.fixture
 def model() -> LinearFusionSegmenter:
     torch.manual_seed(3)
-    return LinearFusionSegmenter("mit_b0", 6, fusion_ratio=0.7)
+    return LinearFusionSegmenter("mit_b0", 6, fusion_ratio=0.7, skip_missing=True)
 
 
 def assert_same_weights(a: LinearFusionSegmenter, b: LinearFusionSegmenter) -> None:
@@ -36,6 +36,7 @@ def test_round_trip_keeps_weights_and_metadata(tmp_path: Path, model: LinearFusi
     loaded = load_checkpoint(tmp_path / "new" / "model.safetensors")
     assert_same_weights(loaded, model)
     assert (loaded.backbone, loaded.num_classes, loaded.fusion_ratio) == ("mit_b0", 6, 0.7)
+    assert loaded.skip_missing
     assert loaded.metadata is not None
     assert (loaded.metadata.labels, loaded.metadata.preprocessing) == (labels, preprocessing)
     assert not loaded.training
@@ -48,6 +49,16 @@ def test_metadata_survive_loading_and_saving_again(tmp_path: Path, model: Linear
     again = load_checkpoint(tmp_path / "b").metadata
     assert again is not None
     assert again.preprocessing.short_side == 64
+
+
+def test_a_file_that_says_nothing_of_skipping_has_a_mask_token(
+    tmp_path: Path, model: LinearFusionSegmenter
+) -> None:
+    save_checkpoint(tmp_path / "new", model)
+    tensors, header = read_tensors(tmp_path / "new")
+    del header["skip_missing"]
+    save_file(tensors, tmp_path / "old", metadata=header)
+    assert not load_checkpoint(tmp_path / "old").skip_missing
 
 
 def test_a_label_set_of_another_size_is_refused(tmp_path: Path, model: LinearFusionSegmenter) -> None:

@@ -35,9 +35,11 @@ def shallow() -> Iterator[str]:
         yield "mit_shallow"
 
 
-def network(backbone: str, short_side: int | None, depth: str = "metric") -> LinearFusionSegmenter:
+def network(
+    backbone: str, short_side: int | None, depth: str = "metric", skip_missing: bool = False
+) -> LinearFusionSegmenter:
     torch.manual_seed(0)
-    model = LinearFusionSegmenter(backbone, 5).eval()
+    model = LinearFusionSegmenter(backbone, 5, skip_missing=skip_missing).eval()
     model.metadata = Metadata(LabelSet.generic(5), Preprocessing(short_side, depth, mask_holes=True))
     return model
 
@@ -63,8 +65,9 @@ def fixed(tmp_path_factory: pytest.TempPathFactory, shallow: str) -> Export:
 
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory: pytest.TempPathFactory, shallow: str) -> Export:
-    """Takes any size, gives logits too."""
-    return Export(tmp_path_factory.mktemp("dynamic"), network(shallow, None), "--logits")
+    """Takes any size, gives logits too, and leaves out a missing modality's branch."""
+    model = network(shallow, None, skip_missing=True)
+    return Export(tmp_path_factory.mktemp("dynamic"), model, "--logits")
 
 
 def states(size: tuple[int, int]) -> list[tuple[Any, Any]]:

@@ -32,6 +32,12 @@ def model() -> LinearFusionSegmenter:
     return LinearFusionSegmenter("mit_b0", 5).eval()
 
 
+@pytest.fixture(params=[False, True], ids=["mask_token", "skip_missing"])
+def either(request: pytest.FixtureRequest) -> LinearFusionSegmenter:
+    torch.manual_seed(0)
+    return LinearFusionSegmenter("mit_b0", 5, skip_missing=request.param).eval()
+
+
 @pytest.fixture
 def images() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -76,36 +82,54 @@ def test_any_size_from_32_gives_logits_of_the_input_s_size(height: int, width: i
 
 @pytest.mark.parametrize(("missing", "index"), [([True, False], 0), ([False, True], 1)])
 def test_what_a_missing_input_holds_has_no_influence(
-    model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor], missing: list[bool], index: int
+    either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor], missing: list[bool], index: int
 ) -> None:
     flags = torch.tensor([missing, missing])
     spoilt = list(images)
     spoilt[index] = torch.full_like(images[index], float("nan"))
     with torch.no_grad():
-        expected, actual = model(*images, flags), model(*spoilt, flags)
+        expected, actual = either(*images, flags), either(*spoilt, flags)
     for a, b in zip(expected, actual, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_a_missing_input_s_nan_stays_out_of_the_gradients(
-    model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
+    either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     rgb, depth = images
-    outputs = model(rgb, torch.full_like(depth, float("nan")), torch.tensor([[False, True]] * 2))
+    outputs = either(rgb, torch.full_like(depth, float("nan")), torch.tensor([[False, True]] * 2))
     sum(x.square().sum() for x in outputs).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() for p in either.parameters() if p.grad is not None)
 
 
 def test_missing_is_per_sample(
-    model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
+    either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     with torch.no_grad():
-        mixed = model(*images, torch.tensor([[False, True], [False, False]])).fused
-        alone = model(*(x[:1] for x in images), torch.tensor([[False, True]])).fused
-        whole = model(*images).fused
+        mixed = either(*images, torch.tensor([[False, True], [False, False]])).fused
+        alone = either(*(x[:1] for x in images), torch.tensor([[False, True]])).fused
+        whole = either(*images).fused
     torch.testing.assert_close(mixed[:1], alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed[1:], whole[1:], rtol=0, atol=1e-5)
     assert (mixed[0] - whole[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("missing", "own"), [([True, False], 1), ([False, True], 0)])
+def test_a_branch_that_is_skipped_has_no_part_in_any_output(
+    images: tuple[torch.Tensor, torch.Tensor], missing: list[bool], own: int
+) -> None:
+    model = LinearFusionSegmenter("mit_b0", 5, skip_missing=True).eval()
+    outputs = model(*images, torch.tensor([missing] * 2))
+    torch.testing.assert_close(outputs.rgb, outputs.depth, rtol=0, atol=0)
+    torch.testing.assert_close(outputs.fused, outputs.rgb, rtol=0, atol=1e-5)
+    outputs.fused.square().sum().backward()
+    assert model.encoder.mask_token.grad is not None
+    assert not model.encoder.mask_token.grad.any()
+    for name, parameter in model.named_parameters():
+        if "norm" in name and name.startswith("encoder"):
+            assert parameter.grad is not None
+            assert parameter.grad[own].any(), name
+            assert not parameter.grad[1 - own].any(), name
 
 
 def test_depth_without_a_valid_pixel_equals_missing_depth(
@@ -190,14 +214,14 @@ def test_impossible_networks_are_refused(arguments: tuple[str, int, float], mess
 
 
 def test_one_exported_graph_serves_every_batch_size_and_every_case(
-    model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
+    either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     batch = torch.export.Dim("batch", min=1, max=8)
     flags = torch.tensor([[False, True], [False, False]])
-    program = torch.export.export(model, (*images, flags), dynamic_shapes=[{0: batch}] * 3).module()
+    program = torch.export.export(either, (*images, flags), dynamic_shapes=[{0: batch}] * 3).module()
     rgb, depth = (torch.cat((x, x[:1])) for x in images)
     others = torch.tensor([[True, False], [False, True], [False, False]])
     with torch.no_grad():
         torch.testing.assert_close(
-            program(rgb, depth, others).fused, model(rgb, depth, others).fused, rtol=0, atol=1e-5
+            program(rgb, depth, others).fused, either(rgb, depth, others).fused, rtol=0, atol=1e-5
         )
