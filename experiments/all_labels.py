@@ -74,7 +74,7 @@ def main() -> int:
         if part not in result:
             whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
             files = {"final": CHECKPOINT_FILE, "best": BEST_FILE}
-            result[part] = {name: score(out / file, whole, holes, None) for name, file in files.items()}
+            result[part] = {name: score(out / file, whole, holes) for name, file in files.items()}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

@@ -30,14 +30,14 @@ import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 from nyuv2_data import LABELS, NyuBags  # noqa: E402
 from rows import ABLATIONS, LEARNING_RATES, NYUV2, ROWS, config_of, criterion, digest  # noqa: E402
-from scoring import fills, score  # noqa: E402
+from scoring import TOKEN, fills, score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from m3l_model.data import StepSampler, read_batches  # noqa: E402
 from m3l_model.learner import Learner  # noqa: E402
 from m3l_model.recipe import TrainConfig  # noqa: E402
 from m3l_model.run_log import VALIDATION_FILE, read_log, wall_seconds  # noqa: E402
-from m3l_model.training import BEST_FILE, Intervals, Machine, learn, new_network, train  # noqa: E402
+from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, learn, new_network, train  # noqa: E402
 from m3l_model.training_frames import TrainingFrames  # noqa: E402
 
 RESULTS = REPOSITORY / "experiments" / "results" / "nyuv2"
@@ -123,10 +123,13 @@ def run_one(
         }
         _write(path, result)
     if test and "test" not in result:
-        if not (out / "checkpoint.safetensors").is_file():
+        if not (out / CHECKPOINT_FILE).is_file():
             print(f"{path.name}: not tested, its model is not in {out}; remove {path} to train it again")
             return True
-        result["test"] = _scores(bags, "test", config, frames, out, result["validation"]["fill"])
+        fill = (
+            result["validation"]["fill"] or TOKEN.name
+        )  # none is named in results from before there was a choice
+        result["test"] = _scores(bags, "test", config, frames, out, fill)
         _write(path, result)
     return True
 
@@ -141,16 +144,13 @@ def _scores(
 ) -> dict[str, Any]:
     """Score the final teacher and the one that was best on validation; what fills a gap is chosen on validation."""
     whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
-    choices: list[Any] = [None]
-    if config.masking == "none" and config.modalities == "both":
-        choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
-    final = [(score(out / "checkpoint.safetensors", whole, holes, fill), fill) for fill in choices]
-    scores, fill = max(final, key=lambda pair: pair[0]["robust"])
-    tried = {fill.name: scores for scores, fill in final if fill}
+    choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
+    tried = {fill.name: score(out / CHECKPOINT_FILE, whole, holes, fill) for fill in choices}
+    fill = max(choices, key=lambda fill: tried[fill.name]["robust"])
     return {
-        "final": scores,
+        "final": tried[fill.name],
         "best": score(out / BEST_FILE, whole, holes, fill),
-        "fill": fill.name if fill else None,
+        "fill": fill.name,
         "fills": tried,
     }
 

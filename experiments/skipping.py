@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score trained models on the validation frames of NYUv2 as they are, and with a missing modality's branch left out.
+"""Score models on the validation frames of NYUv2 with the mask token, and with a missing modality's branch left out.
 
 python experiments/skipping.py --data ../shared/data --work runs/nyu runs/nyu/runs/m3l-*/checkpoint.safetensors
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -20,9 +19,7 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 from nyuv2_data import NyuBags  # noqa: E402
-from scoring import score  # noqa: E402
-
-from m3l_model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from scoring import LEFT_OUT, TOKEN, score  # noqa: E402
 
 COLUMNS = ("both", "rgb_only", "depth_only", "robust", "holes")
 
@@ -39,16 +36,11 @@ def main() -> int:
     bags = NyuBags(args.data, args.work)
     whole, holes = bags.scored("validation", holes=False), bags.scored("validation", holes=True)
     print(f"| model | missing | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 2)}")
-    with tempfile.TemporaryDirectory() as folder:
-        for checkpoint in args.checkpoints:
-            model = load_checkpoint(checkpoint)
-            for skip_missing in (False, True):
-                model.skip_missing = skip_missing
-                save_checkpoint(Path(folder) / "model.safetensors", model)
-                scores = score(Path(folder) / "model.safetensors", whole, holes, None)
-                cells = " | ".join(f"{100 * scores[name]:.1f}" for name in COLUMNS)
-                state = "left out" if skip_missing else "token"
-                print(f"| {checkpoint.parent.name} | {state} | {cells} |", flush=True)
+    for checkpoint in args.checkpoints:
+        for fill in (TOKEN, LEFT_OUT):
+            scores = score(checkpoint, whole, holes, fill)
+            cells = " | ".join(f"{100 * scores[name]:.1f}" for name in COLUMNS)
+            print(f"| {checkpoint.parent.name} | {fill.name} | {cells} |", flush=True)
     return 0
 
 

@@ -26,13 +26,13 @@ share_cores(os.environ)
 
 from paired import verdict  # noqa: E402
 from rows import ABLATIONS, LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
-from scoring import fills, score  # noqa: E402
+from scoring import TOKEN, fills, score  # noqa: E402
 
 from m3l_model.bag_dataset import RgbdBagDataset  # noqa: E402
 from m3l_model.bags import BagFrames  # noqa: E402
 from m3l_model.labels import LabelSet  # noqa: E402
 from m3l_model.recipe import TrainConfig  # noqa: E402
-from m3l_model.training import Intervals, Machine, train  # noqa: E402
+from m3l_model.training import CHECKPOINT_FILE, Intervals, Machine, train  # noqa: E402
 from m3l_model.training_frames import TrainingFrames  # noqa: E402
 from m3l_ros.demo_bags import Recording, write_recording  # noqa: E402
 
@@ -90,8 +90,8 @@ def result_path(kind: str, row: str, seed: int, config: TrainConfig) -> Path:
     return RESULTS / f"{kind}-{row}-{seed}-{digest(config)}.json"
 
 
-def tuned_fill(row: str, config: TrainConfig) -> str | None:
-    """Give what was better in place of a missing modality on the rooms to tune on; None: the mask token.
+def tuned_fill(row: str, config: TrainConfig) -> str:
+    """Give what was best in place of a missing modality on the rooms to tune on.
 
     Exits where that is not known.
     """
@@ -101,7 +101,7 @@ def tuned_fill(row: str, config: TrainConfig) -> str | None:
         sys.exit(
             f"{path}: does not say what stood in for a missing modality; remove it and run with --tune again"
         )
-    name: str | None = result.get("fill")
+    name: str = result.get("fill") or TOKEN.name  # all there was for recipes that mask
     return name
 
 
@@ -121,14 +121,11 @@ def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]
     if train(config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True) is None:
         return False
     dataset = RgbdBagDataset([scored], LABELS)
-    choices: list[Any] = [None]
-    if config.masking == "none":
-        choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
-    scores = [(score(out / "checkpoint.safetensors", dataset, dataset, fill), fill) for fill in choices]
+    choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]
+    scores = [(score(out / CHECKPOINT_FILE, dataset, dataset, fill), fill) for fill in choices]
     miou, fill = max(scores, key=lambda pair: pair[0]["robust"])
     del miou["holes"]
-    facts = {"row": row, "seed": seed, "learning_rate": rate, "rooms": rooms, "miou": miou}
-    facts["fill"] = fill.name if fill else None
+    facts = {"row": row, "seed": seed, "learning_rate": rate, "rooms": rooms, "miou": miou, "fill": fill.name}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=1) + "\n")
     return True

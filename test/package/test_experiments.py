@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from m3l_model.run_log import LOG_FILE
@@ -81,19 +82,20 @@ def test_what_stands_in_for_a_modality_is_chosen_on_the_rooms_to_tune_on(
 
     def score(checkpoint: Path, rooms: tuple[int, ...], _: object, fill: Any) -> dict[str, float]:
         better = {synthetic.TUNED_ON: "zeros", synthetic.SCORED_ON: "mean"}[rooms]
-        return {"robust": 0.5 + (fill is not None and fill.name == better) / 4, "holes": 0.0}
+        return {"robust": 0.5 + (fill.name == better) / 4, "holes": 0.0}
 
     monkeypatch.setattr(synthetic, "RESULTS", tmp_path)
     monkeypatch.setattr(synthetic, "train", train)
     monkeypatch.setattr(synthetic, "score", score)
+    names = {"none": ("zeros", "mean"), "student": ("token",)}
     monkeypatch.setattr(
-        synthetic, "fills", lambda *_: [SimpleNamespace(name=name) for name in ("zeros", "mean")]
+        synthetic, "fills", lambda config, _: [SimpleNamespace(name=name) for name in names[config.masking]]
     )
     monkeypatch.setattr(synthetic, "_bag", lambda work, recording: recording.rooms)
     monkeypatch.setattr(synthetic, "RgbdBagDataset", lambda bags, labels: bags[0])
     monkeypatch.setattr(synthetic, "TrainingFrames", SimpleNamespace(select=lambda *_: None))
     monkeypatch.setattr(synthetic, "BagFrames", SimpleNamespace(open=lambda path: path))
-    for row, fill in (("supervised", "zeros"), ("m3l", None)):
+    for row, fill in (("supervised", "zeros"), ("m3l", "token")):
         for rooms in (synthetic.TUNED_ON, synthetic.SCORED_ON):
             assert synthetic.run_one(tmp_path, row, 0, 0.001, rooms)
         found = [
@@ -109,6 +111,22 @@ def test_what_stands_in_for_a_modality_is_chosen_on_the_rooms_to_tune_on(
     with pytest.raises(SystemExit, match="does not say what stood in"):
         synthetic.run_one(tmp_path, "supervised", 1, 0.001, synthetic.SCORED_ON)
     assert len(trained) == before
+
+
+def test_what_may_stand_in_is_what_a_row_was_trained_for(script: Callable[[str], Any], rows: Any) -> None:
+    scoring = script("scoring")
+    sample = SimpleNamespace(rgb=np.full((2, 3, 3), 9, np.uint8), depth=np.full((2, 3), 2000, np.uint16))
+    frames = SimpleNamespace(labelled=np.arange(2), dataset=[sample, sample])
+    names = {
+        row: [fill.name for fill in scoring.fills(rows.config_of(rows.NYUV2, row, 0.001), frames)]
+        for row in ("mean_teacher", "m3l_tuned", "m3l_skip", "rgb_mean_teacher")
+    }
+    assert names == {
+        "mean_teacher": ["zeros", "mean", "left out"],
+        "m3l_tuned": ["token", "left out"],
+        "m3l_skip": ["left out"],
+        "rgb_mean_teacher": ["token"],
+    }
 
 
 def test_wall_time_is_in_the_result_and_in_the_table(
