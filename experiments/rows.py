@@ -32,6 +32,8 @@ SYNTHETIC: Fields = {"short_side": 96, "steps": 500, "depth_range": (0.0, 6.0)}
 _ALONE: Fields = {"labelled_batch": 8, "strong_augmentation": False}
 """Without a teacher all images of a step are labelled ones."""
 
+_M3L: Fields = {"strong_augmentation": False}
+
 ROWS: dict[str, tuple[str, Fields]] = {
     "supervised": ("supervised", _ALONE),
     "supervised_dropout": ("supervised_dropout", _ALONE),
@@ -39,20 +41,20 @@ ROWS: dict[str, tuple[str, Fields]] = {
     "mean_teacher_dropout": ("mean_teacher_dropout", {}),
     "m3l_tuned": ("mean_teacher_dropout", {"masking": "student"}),
     "m3l_paper": ("m3l_paper", {}),
-    "m3l": ("m3l", {"strong_augmentation": False}),
+    "m3l": ("m3l", _M3L),
     "rgb_supervised": ("rgb_supervised", _ALONE),
     "rgb_mean_teacher": ("rgb_mean_teacher", {}),
 }
 """Row by row the recipe of config/train and the fields that are replaced."""
 
 ABLATIONS: dict[str, tuple[str, Fields]] = {
-    "m3l_strong": ("m3l", {}),
-    "m3l_no_cutmix": ("m3l", {"strong_augmentation": False, "cutmix": False}),
-    "m3l_hard_labels": ("m3l", {"strong_augmentation": False, "pseudo_labels": "hard"}),
-    "m3l_skip": ("m3l", {"strong_augmentation": False, "skip_missing": True}),
-    "m3l_no_burn_in": ("m3l", {"strong_augmentation": False, "pseudo_start": 0}),
+    "m3l_token": ("m3l", {**_M3L, "skip_missing": False}),
+    "m3l_token_strong": ("m3l", {"skip_missing": False}),
+    "m3l_no_cutmix": ("m3l", {**_M3L, "cutmix": False}),
+    "m3l_hard_labels": ("m3l", {**_M3L, "pseudo_labels": "hard"}),
+    "m3l_no_burn_in": ("m3l", {**_M3L, "pseudo_start": 0}),
 }
-"""``m3l`` with strong augmentation, or with a part left out."""
+"""``m3l`` with the mask token for a missing modality, the same with strong augmentation, or with a part left out."""
 
 LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
 

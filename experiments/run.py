@@ -118,14 +118,17 @@ def run_one(
             "wall_seconds": wall_seconds(out),
             "loss_supervised": read_log(out)[-1]["loss_supervised"],
             "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
-            "validation": _scores(bags, "validation", config, frames, out, None),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         _write(path, result)
-    if test and "test" not in result:
-        if not (out / CHECKPOINT_FILE).is_file():
-            print(f"{path.name}: not tested, its model is not in {out}; remove {path} to train it again")
+    for part in ("validation", *(["test"] if test else [])):
+        if part not in result and not (out / CHECKPOINT_FILE).is_file():
+            print(f"{path.name}: no {part}, its model is not in {out}; remove {path} to train it again")
             return True
+    if "validation" not in result:
+        result["validation"] = _scores(bags, "validation", config, frames, out, None)
+        _write(path, result)
+    if test and "test" not in result:
         fill = (
             result["validation"]["fill"] or TOKEN.name
         )  # none is named in results from before there was a choice

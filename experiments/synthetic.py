@@ -118,7 +118,10 @@ def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]
     scored = _bag(work, Recording(rooms, frames_per_room=10, labelled=10 * len(rooms)))
     frames = TrainingFrames.select([BagFrames.open(training)], LABELS)
     out = work / "runs" / path.stem
-    if train(config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True) is None:
+    finished = (out / CHECKPOINT_FILE).is_file()
+    if not finished and not train(
+        config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True
+    ):
         return False
     dataset = RgbdBagDataset([scored], LABELS)
     choices = [fill for fill in fills(config, frames) if fill_name in (None, fill.name)]

@@ -119,12 +119,12 @@ def test_what_may_stand_in_is_what_a_row_was_trained_for(script: Callable[[str],
     frames = SimpleNamespace(labelled=np.arange(2), dataset=[sample, sample])
     names = {
         row: [fill.name for fill in scoring.fills(rows.config_of(rows.NYUV2, row, 0.001), frames)]
-        for row in ("mean_teacher", "m3l_tuned", "m3l_skip", "rgb_mean_teacher")
+        for row in ("mean_teacher", "m3l_tuned", "m3l", "rgb_mean_teacher")
     }
     assert names == {
         "mean_teacher": ["zeros", "mean", "left out"],
         "m3l_tuned": ["token", "left out"],
-        "m3l_skip": ["left out"],
+        "m3l": ["left out"],
         "rgb_mean_teacher": ["token"],
     }
 
@@ -146,6 +146,7 @@ def test_wall_time_is_in_the_result_and_in_the_table(
         lines = [json.dumps({**step, "seconds": 20.25}) + "\n" for step in steps]
         (out / LOG_FILE).write_text("".join(lines))
         (out / run.VALIDATION_FILE).touch()
+        (out / run.CHECKPOINT_FILE).touch()
         return out
 
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
