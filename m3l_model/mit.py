@@ -9,7 +9,7 @@ Shape suffixes: M modalities (2: RGB, depth), B samples, N tokens (H·W of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ class MixTransformer(nn.Module):
         self.apply(_init_weights)
 
     def forward(
-        self, images_MBCHW: Tensor, masked_MBN1: Tensor, alone_MB11: Tensor | None = None
+        self, images_MBCHW: Tensor, masked_MBN1: Tensor, absent_MBHW1: Sequence[Tensor | None] = (None,) * 4
     ) -> list[Tensor]:
         """Encode both modalities.
 
@@ -84,17 +84,18 @@ class MixTransformer(nn.Module):
             images_MBCHW: (2, B, 3, H, W) float, RGB first.
             masked_MBN1: (2, B, N, 1) bool with N the stage-1 tokens (or 1, for all of them): True where the mask
                 token stands in for what was not seen (M3L, section 3.2).
-            alone_MB11: (2, B, 1, 1) bool, True for a branch that takes nothing from the other one; None: each takes.
+            absent_MBHW1: for each stage (2, B, h, w, 1) bool, or (2, B, 1, 1, 1), True where the other branch takes
+                nothing from this one; None: it takes everywhere.
 
         Returns:
             Four maps (2, B, h, w, C), at 1/4, 1/8, 1/16 and 1/32 of the input size, rounded up.
         """
         first, *others = self.stages
         maps: list[Tensor] = [
-            first(images_MBCHW.permute(0, 1, 3, 4, 2), alone_MB11, masked_MBN1, self.mask_token)
+            first(images_MBCHW.permute(0, 1, 3, 4, 2), absent_MBHW1[0], masked_MBN1, self.mask_token)
         ]
-        for stage in others:
-            maps.append(stage(maps[-1], alone_MB11))
+        for stage, absent in zip(others, absent_MBHW1[1:], strict=True):
+            maps.append(stage(maps[-1], absent))
         return maps
 
 
@@ -122,7 +123,7 @@ class Stage(nn.Module):
     def forward(
         self,
         x_MBHWC: Tensor,
-        alone_MB11: Tensor | None,
+        absent_MBHW1: Tensor | None,
         masked_MBN1: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tensor:
@@ -130,8 +131,9 @@ class Stage(nn.Module):
         tokens_MBNC, height, width = self.patch_embed(x_MBHWC)
         if masked_MBN1 is not None and mask_token is not None:
             tokens_MBNC = torch.where(masked_MBN1, mask_token.to(tokens_MBNC.dtype), tokens_MBNC)
+        alone_MBN1 = None if absent_MBHW1 is None else absent_MBHW1.flip(0).flatten(2, 3)
         for block in self.blocks:
-            tokens_MBNC = block(tokens_MBNC, height, width, alone_MB11)
+            tokens_MBNC = block(tokens_MBNC, height, width, alone_MBN1)
         return self.norm(tokens_MBNC).unflatten(2, (height, width))
 
 
@@ -184,12 +186,12 @@ class Block(nn.Module):
         self.fusion_ratio = fusion_ratio
 
     def forward(
-        self, tokens_MBNC: Tensor, height: int, width: int, alone_MB11: Tensor | None = None
+        self, tokens_MBNC: Tensor, height: int, width: int, alone_MBN1: Tensor | None = None
     ) -> Tensor:
         attended = self.attn(self.norm1(tokens_MBNC), height, width)
         fused = linear_fusion(attended, self.fusion_ratio)
-        if alone_MB11 is not None:
-            fused = torch.where(alone_MB11, attended, fused)
+        if alone_MBN1 is not None:
+            fused = torch.where(alone_MBN1, attended, fused)
         tokens_MBNC = tokens_MBNC + self.drop_path(fused)
         return tokens_MBNC + self.drop_path(self.mlp(self.norm2(tokens_MBNC), height, width))
 

@@ -8,7 +8,7 @@ which is channels-last for a convolution and a token matrix for a product, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from m3l_model import bf16_attention, onednn, processor
 from m3l_model.mit import MODALITIES, Block, MixMlp, MixTransformer, ModalityLayerNorm, Stage
-from m3l_model.segmenter import LinearFusionSegmenter, masked_tokens
+from m3l_model.segmenter import LinearFusionSegmenter, absent_patches, masked_tokens
 
 _CPU_SCRATCH = 6 << 20
 """Bytes of a CPU temporary: half of what is fast on processors with 1 to 2 MB of L2 a core and some L3 beside it."""
@@ -77,16 +77,25 @@ class PreparedSegmenter:
         absent, whole = [False, False], False
         if self.device.type == "cpu":
             absent = [bool(column.all()) for column in missing.unbind(1)]
-            whole = not missing.any()
+            whole = not masked.any()
         images = [rgb_B3HW.to(self.dtype), depth_BcHW.to(self.dtype)]
         if whole or not self._skip_missing:
             return self._decoder(self._encoder(images, masked, absent), _BOTH)
         if any(absent):
             own = absent.index(False)
             return self._decoder(self._encoder.one(images[own], masked[own], own), _EACH[own])
-        missing_MB111 = missing.to(self.device).T[:, :, None, None, None]
-        maps = self._encoder(images, masked, absent, alone_MB111=missing_MB111.flip(0))
-        return self._decoder([torch.where(missing_MB111, x.flip(0), x) for x in maps], _BOTH)
+        return self._decoder(
+            self._skipping(images, masked, absent_patches(rgb_B3HW, missing, depth_valid)), _BOTH
+        )
+
+    def _skipping(self, images: list[Tensor], masked: Tensor, absent: list[Tensor]) -> list[Tensor]:
+        """Encode patch by patch without what is absent; where that is, a map is the other modality's."""
+        taken = [(~each.flip(0)).to(self.dtype) for each in absent]
+        maps = self._encoder(images, masked, [False, False], taken)
+        for absent_MBHW1, x_MBHWC in zip(absent, maps, strict=True):
+            for own, other in ((0, 1), (1, 0)):
+                x_MBHWC[own] = torch.where(absent_MBHW1[own], x_MBHWC[other], x_MBHWC[own])
+        return maps
 
 
 class _Linear(NamedTuple):
@@ -274,23 +283,23 @@ class _Block:
         self.mlp = _Mlp(block.norm2, block.mlp, dtype)
         self.ratio = block.fusion_ratio
 
-    def __call__(self, x_PBHWC: Tensor, present: slice = _BOTH, alone_MB111: Tensor | None = None) -> None:
-        """Do the block in place."""
+    def __call__(self, x_PBHWC: Tensor, present: slice = _BOTH, taken_MBHW1: Tensor | None = None) -> None:
+        """Do the block in place; of the other modality it takes all, or ``taken_MBHW1``, 0 or 1, of its share."""
         if len(x_PBHWC) == 1:
             self._attend_alone(x_PBHWC, present)
         else:
-            self._attend(x_PBHWC, alone_MB111)
+            self._attend(x_PBHWC, taken_MBHW1)
         self.add_mlp(x_PBHWC, present)
 
     def _attend_alone(self, x_1BHWC: Tensor, present: slice) -> None:
         self._add_projected(x_1BHWC[0], self.attention(x_1BHWC, present)[0])
 
-    def _attend(self, x_MBHWC: Tensor, alone_MB111: Tensor | None) -> None:
+    def _attend(self, x_MBHWC: Tensor, taken_MBHW1: Tensor | None) -> None:
         if self._whole(x_MBHWC):
             attended_MBHWC = self.attention.project(self.attention(x_MBHWC))
-            if alone_MB111 is not None:
-                mixed_MBHWC = torch.lerp(attended_MBHWC.flip(0), attended_MBHWC, self.ratio)
-                x_MBHWC.add_(torch.where(alone_MB111, attended_MBHWC, mixed_MBHWC))
+            if taken_MBHW1 is not None:
+                share = taken_MBHW1 * (1 - self.ratio)
+                x_MBHWC.add_(torch.lerp(attended_MBHWC, attended_MBHWC.flip(0), share))
                 return
             x_MBHWC.add_(attended_MBHWC, alpha=self.ratio)
             for own, other in ((0, 1), (1, 0)):
@@ -298,9 +307,10 @@ class _Block:
             return
         attended = [self.attention(x_MBHWC[part], part)[0] for part in _EACH]
         for own, other in ((0, 1), (1, 0)):
-            mixed = torch.lerp(attended[other], attended[own], self.ratio)
-            if alone_MB111 is not None:
-                mixed = torch.where(alone_MB111[own], attended[own], mixed)
+            if taken_MBHW1 is None:
+                mixed = torch.lerp(attended[other], attended[own], self.ratio)
+            else:
+                mixed = torch.lerp(attended[own], attended[other], taken_MBHW1[own] * (1 - self.ratio))
             self._add_projected(x_MBHWC[own], mixed)
 
     def _add_projected(self, x_BHWC: Tensor, attended_BHWC: Tensor) -> None:
@@ -329,19 +339,19 @@ class _Stage:
         self.blocks = [_Block(block, dtype) for block in stage.blocks if isinstance(block, Block)]
         self.norm = _Norm(stage.norm, dtype)
 
-    def __call__(self, x_PBHWC: Tensor, present: slice, alone_MB111: Tensor | None) -> Tensor:
+    def __call__(self, x_PBHWC: Tensor, present: slice, taken_MBHW1: Tensor | None) -> Tensor:
         embedded = self.embed(x_PBHWC.flatten(0, 1)).unflatten(0, x_PBHWC.shape[:2])
-        return self.finish(self.embed_norm(embedded, present), self.blocks, present, alone_MB111)
+        return self.finish(self.embed_norm(embedded, present), self.blocks, present, taken_MBHW1)
 
     def finish(
         self,
         x_PBHWC: Tensor,
         blocks: list[_Block],
         present: slice = _BOTH,
-        alone_MB111: Tensor | None = None,
+        taken_MBHW1: Tensor | None = None,
     ) -> Tensor:
         for block in blocks:
-            block(x_PBHWC, present, alone_MB111)
+            block(x_PBHWC, present, taken_MBHW1)
         return self.norm(x_PBHWC, present)
 
 
@@ -369,26 +379,28 @@ class _Encoder:
         images: list[Tensor],
         masked_MBN1: Tensor,
         absent: list[bool],
-        alone_MB111: Tensor | None = None,
+        taken_MBHW1: Sequence[Tensor | None] = (None,) * 4,
     ) -> list[Tensor]:
-        """Give four maps (2, B, h, w, C); a branch where ``alone_MB111`` takes nothing from the other."""
-        return self._others(self._first_stage(images, masked_MBN1, absent, alone_MB111), _BOTH, alone_MB111)
+        """Give four maps (2, B, h, w, C); ``taken_MBHW1`` of each stage is as for its blocks."""
+        first_MBHWC = self._first_stage(images, masked_MBN1, absent, taken_MBHW1[0])
+        return self._others(first_MBHWC, _BOTH, taken_MBHW1[1:])
 
     def one(self, image_BCHW: Tensor, masked_BN1: Tensor, own: int) -> list[Tensor]:
         """Give four maps (1, B, h, w, C) of one modality that is alone."""
         embedded_1BHWC = self._embed(image_BCHW, own, masked_BN1)[None]
-        return self._others(
-            self.first.finish(embedded_1BHWC, self.first.blocks, _EACH[own]), _EACH[own], None
-        )
+        first_1BHWC = self.first.finish(embedded_1BHWC, self.first.blocks, _EACH[own])
+        return self._others(first_1BHWC, _EACH[own], (None,) * 3)
 
-    def _others(self, first_PBHWC: Tensor, present: slice, alone_MB111: Tensor | None) -> list[Tensor]:
+    def _others(
+        self, first_PBHWC: Tensor, present: slice, taken_MBHW1: Sequence[Tensor | None]
+    ) -> list[Tensor]:
         maps = [first_PBHWC]
-        for stage in self.others:
-            maps.append(stage(maps[-1], present, alone_MB111))
+        for stage, taken in zip(self.others, taken_MBHW1, strict=True):
+            maps.append(stage(maps[-1], present, taken))
         return maps
 
     def _first_stage(
-        self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool], alone_MB111: Tensor | None
+        self, images: list[Tensor], masked_MBN1: Tensor, absent: list[bool], taken_MBHW1: Tensor | None
     ) -> Tensor:
         if any(absent):
             own = absent.index(False)
@@ -396,7 +408,7 @@ class _Encoder:
             x_MBHWC = self._first_block_with_one(x_BHWC, own)
             return self.first.finish(x_MBHWC, self.first.blocks[1:])
         embedded = [self._embed(images[m], m, masked_MBN1[m]) for m in range(len(MODALITIES))]
-        return self.first.finish(torch.stack(embedded), self.first.blocks, alone_MB111=alone_MB111)
+        return self.first.finish(torch.stack(embedded), self.first.blocks, taken_MBHW1=taken_MBHW1)
 
     def _embed(self, image_BCHW: Tensor, modality: int, masked_BN1: Tensor) -> Tensor:
         embed = self.embed_equal_channels if image_BCHW.shape[1] == 1 else self.first.embed

@@ -37,9 +37,9 @@ class LinearFusionSegmenter(nn.Module):
         backbone: one of ``mit_b0`` to ``mit_b5``.
         num_classes: C of the logits.
         fusion_ratio: r of Linear Fusion, in 0..1.
-        skip_missing: of a sample with a modality missing, the other one's branch is alone: it takes nothing from the
-            missing one's, and its output is that of all three. Else the mask token stands in for the missing modality
-            and its branch is fused (M3L, section 3.2).
+        skip_missing: what is missing takes no part: where one modality has no data, in a whole sample or, in a depth
+            hole, in a patch, the other one's branch is alone: it takes nothing from the missing one's, and what it says
+            is the output of all three. Else the mask token, which stands in for it, is fused (M3L, section 3.2).
 
     Attributes:
         metadata: what the checkpoint says of classes, colours and preprocessing; None for a model built by hand.
@@ -102,14 +102,14 @@ class LinearFusionSegmenter(nn.Module):
         _check_inputs(rgb, depth, missing, depth_valid)
         masked = masked_tokens(rgb, missing, depth_valid)
         images = torch.stack((rgb, depth))
-        alone_MB11 = None
         if missing is not None:  # its tokens are replaced; this keeps a NaN in it out of the gradients too
-            missing_MB111 = missing.to(rgb.device).T[:, :, None, None, None]
-            images = images.masked_fill(missing_MB111, 0)
-            alone_MB11 = missing_MB111[..., 0].flip(0) if self.skip_missing else None
-        maps = self.encoder(images, masked, alone_MB11)
-        if alone_MB11 is not None:
-            maps = [torch.where(missing_MB111, x.flip(0), x) for x in maps]
+            images = images.masked_fill(missing.to(rgb.device).T[:, :, None, None, None], 0)
+        if self.skip_missing:
+            absent = absent_patches(rgb, missing, depth_valid)
+            maps = self.encoder(images, masked, absent)
+            maps = [torch.where(a, x.flip(0), x) for a, x in zip(absent, maps, strict=True)]
+        else:
+            maps = self.encoder(images, masked)
         branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
         rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
         return SegmenterOutput(rgb_logits, depth_logits, self.fuse(rgb_logits, depth_logits))
@@ -170,3 +170,31 @@ def masked_tokens(rgb: Tensor, missing: Tensor | None, depth_valid: Tensor | Non
     seen = functional.max_pool2d(depth_valid.to(rgb.dtype), kernel_size=7, stride=4, padding=3)
     holes = (seen == 0).flatten(2).transpose(1, 2)
     return masked | torch.stack((torch.zeros_like(holes), holes))
+
+
+def absent_patches(rgb: Tensor, missing: Tensor | None, depth_valid: Tensor | None) -> list[Tensor]:
+    """Say which patches take no part: those of a missing modality, and those in depth holes where there is colour.
+
+    Args:
+        rgb: the colour input, (B, 3, H, W): its size, type and device count.
+        missing: (B, 2) bool as for ``LinearFusionSegmenter``.
+        depth_valid: (B, 1, H, W) bool as for ``LinearFusionSegmenter``.
+
+    Returns:
+        For each of the four stages (2, B, h, w, 1) bool, or (2, B, 1, 1, 1) without ``depth_valid``. Of a patch at most
+        one modality is absent.
+    """
+    if missing is None:
+        missing = torch.zeros(rgb.shape[0], len(MODALITIES), dtype=torch.bool, device=rgb.device)
+    missing_MB111 = missing.to(rgb.device).T[:, :, None, None, None]
+    if depth_valid is None:
+        return [missing_MB111] * 4
+    no_rgb, no_depth = missing_MB111
+    seen_B1HW = depth_valid.to(rgb.dtype)
+    absent = []
+    for kernel, stride in ((7, 4), (3, 2), (3, 2), (3, 2)):
+        seen_B1HW = functional.max_pool2d(seen_B1HW, kernel, stride, kernel // 2)
+        holes_BHW1 = (seen_B1HW == 0).permute(0, 2, 3, 1)
+        depth = no_depth | (holes_BHW1 & ~no_rgb)
+        absent.append(torch.stack((no_rgb.expand_as(depth), depth)))
+    return absent

@@ -156,12 +156,14 @@ def test_what_a_missing_image_holds_has_no_influence(skip_missing: bool) -> None
         torch.testing.assert_close(network(rgb, depth, missing), first, rtol=0, atol=0)
 
 
-def test_bf16_is_close() -> None:
-    model = trained("mit_b0")
+@pytest.mark.parametrize("skip_missing", [False, True])
+def test_bf16_is_close(skip_missing: bool) -> None:
+    model = trained("mit_b0", skip_missing=skip_missing)
     rgb, depth = images(1, 96, 128, torch.float32)
+    holes = torch.rand(1, 1, 96, 128, generator=torch.Generator().manual_seed(2)) > 0.97
     with torch.inference_mode():
         exact, rough = (
-            PreparedSegmenter(model, dtype)(rgb, depth, torch.tensor([[False, False]])).float()
+            PreparedSegmenter(model, dtype)(rgb, depth, torch.tensor([[False, False]]), holes).float()
             for dtype in (torch.float32, torch.bfloat16)
         )
     assert float((exact - rough).abs().max()) < 0.1 * float(exact.std())

@@ -133,16 +133,42 @@ def test_a_branch_that_is_skipped_has_no_part_in_any_output(
 
 
 def test_depth_without_a_valid_pixel_equals_missing_depth(
-    model: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
+    either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     holes = torch.zeros(2, 1, 32, 48, dtype=torch.bool)
     with torch.no_grad():
-        by_holes = model(*images, depth_valid=holes).fused
-        by_flag = model(*images, torch.tensor([[False, True]] * 2)).fused
-        whole = model(*images).fused
-        valid_everywhere = model(*images, depth_valid=~holes).fused
+        by_holes = either(*images, depth_valid=holes).fused
+        by_flag = either(*images, torch.tensor([[False, True]] * 2)).fused
+        whole = either(*images).fused
+        valid_everywhere = either(*images, depth_valid=~holes).fused
     torch.testing.assert_close(by_holes, by_flag, rtol=0, atol=0)
     torch.testing.assert_close(valid_everywhere, whole, rtol=0, atol=0)
+
+
+def test_within_a_hole_colour_alone_speaks() -> None:
+    torch.manual_seed(0)
+    model = LinearFusionSegmenter("mit_b0", 5, skip_missing=True).eval()
+    images = torch.randn(2, 1, 3, 64, 256)
+    valid = torch.zeros(1, 1, 64, 256, dtype=torch.bool)
+    valid[..., 192:] = True
+    with torch.no_grad():
+        rgb, depth, _ = model.quarter_logits(*images, depth_valid=valid)
+    torch.testing.assert_close(rgb[..., :32], depth[..., :32], rtol=0, atol=0)
+    assert (rgb[..., 56:] - depth[..., 56:]).abs().amin() > 0
+
+
+def test_depth_s_own_holes_are_its_own_where_colour_is_missing(
+    images: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model = LinearFusionSegmenter("mit_b0", 5, skip_missing=True).eval()
+    valid = torch.rand(2, 1, 32, 48) > 0.97
+    with torch.no_grad():
+        first = model(*images, torch.tensor([[True, False]] * 2), valid)
+        model.encoder.stages[1].norm.weight[0] += 1
+        second = model(*images, torch.tensor([[True, False]] * 2), valid)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_one_valid_pixel_keeps_the_patches_that_see_it(
