@@ -265,7 +265,7 @@ def _prepare(case: Case) -> _Subject:
 
 
 def _model(name: str) -> LinearFusionSegmenter:
-    """Read a checkpoint, or make a network of a backbone, with metadata."""
+    """Read a checkpoint, or make a network of a backbone as the recipe ``m3l`` has it, with metadata."""
     from m3l_model.checkpoint import Metadata, load_checkpoint
     from m3l_model.labels import LabelSet
     from m3l_model.mit import BACKBONES
@@ -274,7 +274,7 @@ def _model(name: str) -> LinearFusionSegmenter:
 
     if name not in BACKBONES:
         return load_checkpoint(name)
-    model = LinearFusionSegmenter(name, 13)
+    model = LinearFusionSegmenter(name, 13, skip_missing=True)
     model.metadata = Metadata(LabelSet.generic(13), Preprocessing())
     return model
 

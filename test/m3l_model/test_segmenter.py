@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3l_model.checkpoint import from_reference
-from m3l_model.mit import BACKBONES, linear_fusion
+from m3l_model.mit import BACKBONES, Stage, linear_fusion
 from m3l_model.segmenter import LinearFusionSegmenter, upsample
 
 MISSING = {"none": [False, False], "depth_missing": [False, True], "rgb_missing": [True, False]}
@@ -152,7 +152,7 @@ def test_within_a_hole_colour_alone_speaks() -> None:
     valid = torch.zeros(1, 1, 64, 256, dtype=torch.bool)
     valid[..., 192:] = True
     with torch.no_grad():
-        rgb, depth, _ = model.quarter_logits(*images, depth_valid=valid)
+        rgb, depth, _ = model.quarter_logits(images[0], images[1], depth_valid=valid)
     torch.testing.assert_close(rgb[..., :32], depth[..., :32], rtol=0, atol=0)
     assert (rgb[..., 56:] - depth[..., 56:]).abs().amin() > 0
 
@@ -165,7 +165,9 @@ def test_depth_s_own_holes_are_its_own_where_colour_is_missing(
     valid = torch.rand(2, 1, 32, 48) > 0.97
     with torch.no_grad():
         first = model(*images, torch.tensor([[True, False]] * 2), valid)
-        model.encoder.stages[1].norm.weight[0] += 1
+        stage = model.encoder.stages[1]
+        assert isinstance(stage, Stage)
+        stage.norm.weight[0] += 1
         second = model(*images, torch.tensor([[True, False]] * 2), valid)
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
