@@ -129,9 +129,8 @@ def run_one(
         result["validation"] = _scores(bags, "validation", config, frames, out, None)
         _write(path, result)
     if test and "test" not in result:
-        fill = (
-            result["validation"]["fill"] or TOKEN.name
-        )  # none is named in results from before there was a choice
+        # Results from before there was a choice name none: they had the token.
+        fill = result["validation"]["fill"] or TOKEN.name
         result["test"] = _scores(bags, "test", config, frames, out, fill)
         _write(path, result)
     return True

@@ -127,7 +127,11 @@ class Stage(nn.Module):
         masked_MBN1: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tensor:
-        """Map (2, B, H, W, C) to (2, B, h, w, C'); where ``masked_MBN1``, ``mask_token`` replaces what was embedded."""
+        """Map (2, B, H, W, C) to (2, B, h, w, C').
+
+        Where ``masked_MBN1``, ``mask_token`` replaces what was embedded; where ``absent_MBHW1``, the other branch takes
+        nothing from this one.
+        """
         tokens_MBNC, height, width = self.patch_embed(x_MBHWC)
         if masked_MBN1 is not None and mask_token is not None:
             tokens_MBNC = torch.where(masked_MBN1, mask_token.to(tokens_MBNC.dtype), tokens_MBNC)
