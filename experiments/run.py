@@ -80,9 +80,10 @@ def best_rate(row: str, rates: list[float]) -> float:
     """Give the learning rate that was best on validation in the first draw."""
     configs = {rate: config_of(NYUV2, row, rate) for rate in rates}
     found = {
-        rate: json.loads(path.read_text())["validation"]["final"][criterion(config.modalities)]
+        rate: result["validation"]["final"][criterion(config.modalities)]
         for rate, config in configs.items()
         if (path := result_path(row, 1, config)).is_file()
+        and "validation" in (result := json.loads(path.read_text()))
     }
     if len(found) < len(rates):
         sys.exit(f"{row}: draw 1 has to come first: {len(found)} of {len(rates)} learning rates are there")

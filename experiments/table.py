@@ -30,7 +30,10 @@ def main() -> int:
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
     parser.add_argument("--against", default="m3l", help="row that the others are subtracted from")
     args = parser.parse_args()
-    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    runs = [
+        {**json.loads(path.read_text()), "digest": path.stem.rpartition("-")[2]}
+        for path in sorted(RESULTS.glob("*.json"))
+    ]
     runs = [run for run in runs if args.part in run]
     if not runs:
         sys.exit(f"{RESULTS}: no results of {args.part}; experiments/run.py makes them")
@@ -61,7 +64,7 @@ def _chosen(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for run in sorted(runs, key=_merit):
         of_row = rows.setdefault(run["row"], {})
-        if run["draw"] == 1 or 1 not in of_row or run["config"] == of_row[1]["config"]:
+        if run["draw"] == 1 or 1 not in of_row or run["digest"] == of_row[1]["digest"]:
             of_row[run["draw"]] = run
     return rows
 

@@ -265,7 +265,7 @@ def _prepare(case: Case) -> _Subject:
 
 
 def _model(name: str) -> LinearFusionSegmenter:
-    """Read a checkpoint, or make a network of a backbone as the recipe ``m3l`` has it, with metadata."""
+    """Read a checkpoint, or make a network of a backbone that skips what is missing, with metadata."""
     from m3l_model.checkpoint import Metadata, load_checkpoint
     from m3l_model.labels import LabelSet
     from m3l_model.mit import BACKBONES

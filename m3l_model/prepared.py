@@ -80,13 +80,11 @@ class PreparedSegmenter:
             whole = not masked.any()
         images = [rgb_B3HW.to(self.dtype), depth_BcHW.to(self.dtype)]
         if whole or not self._skip_missing:
-            return self._decoder(self._encoder(images, masked, absent), _BOTH)
+            return self._decoder(self._encoder(images, masked, absent))
         if any(absent):
             own = absent.index(False)
-            return self._decoder(self._encoder.one(images[own], masked[own], own), _EACH[own])
-        return self._decoder(
-            self._skipping(images, masked, absent_patches(rgb_B3HW, missing, depth_valid)), _BOTH
-        )
+            return self._decoder(self._encoder.one(images[own], masked[own], own))
+        return self._decoder(self._skipping(images, masked, absent_patches(rgb_B3HW, missing, depth_valid)))
 
     def _skipping(self, images: list[Tensor], masked: Tensor, absent: list[Tensor]) -> list[Tensor]:
         """Encode patch by patch without what is absent; where that is, a map is the other modality's."""
@@ -450,71 +448,72 @@ class _Decoder:
         shift = bn.bias - bn.running_mean * scale
         layers = [layer for layer in head.linears if isinstance(layer, torch.nn.Linear)]
         shift = shift + scale * sum(fuse @ layer.bias for fuse, layer in zip(fuses, layers, strict=True))
-        self.projections = [
+        self.projections, self.alone = (
             [
-                _Linear.of(
-                    share * scale[:, None] * (fuse @ layer.weight), share * shift if i == 0 else None, dtype
-                )
-                for i, (fuse, layer) in enumerate(zip(fuses, layers, strict=True))
+                [
+                    _Linear.of(
+                        share * scale[:, None] * (fuse @ layer.weight),
+                        share * shift if i == 0 else None,
+                        dtype,
+                    )
+                    for i, (fuse, layer) in enumerate(zip(fuses, layers, strict=True))
+                ]
+                for share in shares
             ]
-            for share in model.alpha.softmax(0)
-        ]
-        weight, bias = head.classifier.weight.flatten(1), head.classifier.bias
-        self.classifier = _Linear.of(weight, bias, dtype)
-        self.classifiers_alone = [_Linear.of(weight / share, bias, dtype) for share in model.alpha.softmax(0)]
+            for shares in (model.alpha.softmax(0), torch.ones_like(model.alpha[:1]))
+        )
+        classifier = head.classifier
+        self.classifier = _Linear.of(classifier.weight.flatten(1), classifier.bias, dtype)
         self._rows: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, maps_PBHWC: list[Tensor], present: slice) -> Tensor:
-        """Give logits (B, h, w, C) of the modalities that are there; one alone weighs 1, whatever its share."""
-        modalities = range(len(MODALITIES))[present]
-        classifier = self.classifier if present == _BOTH else self.classifiers_alone[present.start]
+    def __call__(self, maps_PBHWC: list[Tensor]) -> Tensor:
+        """Give logits (B, h, w, C) of both modalities, or of one, which then weighs 1, whatever its share."""
         if maps_PBHWC[0].is_cuda:
-            return self._whole(maps_PBHWC, modalities, classifier)
-        batch = maps_PBHWC[0].shape[1]
-        return torch.stack(
-            [self._banded([x[:, i] for x in maps_PBHWC], modalities, classifier) for i in range(batch)]
-        )
+            return self._whole(maps_PBHWC)
+        modalities, batch = maps_PBHWC[0].shape[:2]
+        branches = self.projections if modalities == len(MODALITIES) else self.alone
+        return torch.stack([self._banded([x[:, i] for x in maps_PBHWC], branches) for i in range(batch)])
 
-    def _whole(self, maps_PBHWC: list[Tensor], modalities: range, classifier: _Linear) -> Tensor:
-        size = maps_PBHWC[0].shape[2:4]
+    def _whole(self, maps_MBHWC: list[Tensor]) -> Tensor:
+        size = maps_MBHWC[0].shape[2:4]
         branches = []
-        for index, modality in enumerate(modalities):
+        for modality, projections in enumerate(self.projections):
             merged, *others = (
-                projection(x[index]).permute(0, 3, 1, 2)
-                for projection, x in zip(self.projections[modality], maps_PBHWC, strict=True)
+                projection(x[modality]).permute(0, 3, 1, 2)
+                for projection, x in zip(projections, maps_MBHWC, strict=True)
             )
             for x in others:
                 merged = merged + functional.interpolate(x, size, mode="bilinear", align_corners=False)
             branches.append(functional.relu(merged))
-        return classifier(sum(branches[1:], branches[0]).permute(0, 2, 3, 1))
+        return self.classifier((branches[0] + branches[1]).permute(0, 2, 3, 1))
 
-    def _banded(self, maps_PHWC: list[Tensor], modalities: range, classifier: _Linear) -> Tensor:
+    def _banded(self, maps_PHWC: list[Tensor], branches: list[list[_Linear]]) -> Tensor:
         """Decode one sample: the smaller maps are projected, then interpolated into each band of the largest."""
         largest = maps_PHWC[0]
         height, width = largest.shape[1:3]
         projected = [
-            [
-                projection(x[index : index + 1])
-                for projection, x in zip(self.projections[modality][1:], maps_PHWC[1:], strict=True)
-            ]
-            for index, modality in enumerate(modalities)
+            [projection(x[i : i + 1]) for projection, x in zip(projections[1:], maps_PHWC[1:], strict=True)]
+            for i, projections in enumerate(branches)
         ]
-        logits = largest.new_empty(height, width, len(classifier.weight))
-        row_bytes = width * classifier.weight.shape[1] * largest.element_size()
+        logits = largest.new_empty(height, width, len(self.classifier.weight))
+        row_bytes = width * self.classifier.weight.shape[1] * largest.element_size()
         for first, last in _bands(height, row_bytes):
             hidden, *others = (
-                self._band(largest[i : i + 1, first:last], modality, projected[i], first, height)
-                for i, modality in enumerate(modalities)
+                self._band(largest[i : i + 1, first:last], projections[0], projected[i], first, height)
+                for i, projections in enumerate(branches)
             )
             for other in others:
                 hidden.add_(other)
-            logits[first:last] = classifier(hidden.view(1, last - first, width, -1))[0]
+            logits[first:last] = self.classifier(hidden.view(1, last - first, width, -1))[0]
         return logits
 
     def _band(
-        self, x_1HWC: Tensor, modality: int, projected: list[Tensor], first: int, height: int
+        self, x_1HWC: Tensor, projection: _Linear, projected: list[Tensor], first: int, height: int
     ) -> Tensor:
-        """Merge the maps of one modality in the rows of ``x_1HWC``, which begins at ``first`` of ``height``."""
+        """Merge the maps of one modality in the rows of ``x_1HWC``, which begins at ``first`` of ``height``.
+
+        ``projection`` is that of the largest map; the smaller ones, ``projected``, have been through theirs.
+        """
         rows, width = x_1HWC.shape[1:3]
         mixing, wide = [], []
         for source_1HWC in projected:
@@ -523,7 +522,7 @@ class _Decoder:
             high = min(count, math.floor((first + rows - 0.5) * count / height - 0.5) + 2)
             mixing.append(self._row_weights(height, count, x_1HWC)[first : first + rows, low:high])
             wide.append(self._widen(source_1HWC[:, low:high], width))
-        merged = self.projections[modality][0](x_1HWC).reshape(rows, -1)
+        merged = projection(x_1HWC).reshape(rows, -1)
         return merged.addmm_(torch.cat(mixing, 1), torch.cat(wide)).relu_()
 
     @staticmethod

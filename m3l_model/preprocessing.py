@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From images to network input, in one place for training, evaluation and the live node.
 
-Two steps: ``resize`` (NumPy, one frame: to the network's size, depth to metres with holes as 0) and ``encode``
-(torch, a batch, on its device: normalised colour, encoded depth, validity).
+Two steps: ``to_metres``, ``resize_rgb`` and ``resize_nearest`` (NumPy, one frame: depth to metres with holes as 0, both
+to the network's size), and ``Preprocessing.encode`` (torch, a batch, on its device: normalised colour, encoded depth,
+validity).
 """
 
 from __future__ import annotations

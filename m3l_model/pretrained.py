@@ -83,6 +83,11 @@ def _take_model(network: LinearFusionSegmenter, path: Path) -> None:
     )
     if learnt != now:
         _logger.warning("%s: learnt depth as %s, now it is %s", path, learnt, now)
+    if model.skip_missing != network.skip_missing:
+        learnt = (
+            "leave out what is missing" if model.skip_missing else "put the mask token for what is missing"
+        )
+        _logger.warning("%s: learnt to %s, now skip_missing is %s", path, learnt, network.skip_missing)
     tensors = model.state_dict()
     fresh, kept = network.state_dict(), []
     if model.metadata.labels.classes != network.metadata.labels.classes:

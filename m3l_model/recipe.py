@@ -62,11 +62,12 @@ class TrainConfig:
             number of each kind has to fall to each process.
         backbone: ``mit_b0`` to ``mit_b5``.
         fusion_ratio: r of Linear Fusion.
-        skip_missing: of ``LinearFusionSegmenter``: a missing modality's branch takes no part.
+        skip_missing: of ``LinearFusionSegmenter``: what is missing takes no part, a whole image or, with
+            ``mask_holes``, a patch without valid depth.
         short_side: shorter side of the network's input, in pixels; null: the images' own.
         depth_encoding: of ``Preprocessing``.
         depth_range: metres mapped to the input's range.
-        mask_holes: patches without valid depth get the mask token.
+        mask_holes: patches without valid depth get the mask token, and with ``skip_missing`` take no part.
         steps: optimiser steps.
         labelled_batch: labelled frames a step, over all processes.
         unlabelled_batch: unlabelled frames a step (with a mean teacher), over all processes.

@@ -114,7 +114,9 @@ def load_state(folder: Path, learner: Learner, identity: RunIdentity) -> Progres
 
 
 def _require_same(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    flat = [({**run, **run.get("config", {})}) for run in (found, asked)]
+    # A field that is newer than the state was at its default.
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    flat = [({**defaults, **run, **run.get("config", {})}) for run in (found, asked)]
     for name in asked.keys() - {"config"} | asked["config"].keys():
         before, now = (run.get(name) for run in flat)
         if before != now:

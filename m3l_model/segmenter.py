@@ -82,8 +82,8 @@ class LinearFusionSegmenter(nn.Module):
             depth: (B, 3, H, W) float, normalised; three channels.
             missing: (B, 2) bool, [rgb, depth], True where that modality is missing for that sample; what the missing
                 input holds then has no influence. None: nothing is missing.
-            depth_valid: (B, 1, H, W) bool, False in depth holes: a patch without any valid depth gets the mask token.
-                For models trained with it.
+            depth_valid: (B, 1, H, W) bool, False in depth holes: a patch without any valid depth gets the mask token,
+                and with ``skip_missing`` takes no part. For models trained with it.
 
         Returns:
             Logits of both branches and their fused mean, each (B, C, H, W).

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m3l_model import onednn, prepared
 from m3l_model.mit import Block
 from m3l_model.prepared import PreparedSegmenter
-from m3l_model.segmenter import LinearFusionSegmenter
+from m3l_model.segmenter import RGB_ALONE, LinearFusionSegmenter
 
 STATES = {"both": [False, False], "depth_missing": [False, True], "rgb_missing": [True, False]}
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
@@ -104,8 +104,7 @@ def test_the_decoder_of_a_gpu_gives_what_the_cpu_s_gives() -> None:
     decoder = PreparedSegmenter(trained("mit_b0"))._decoder
     maps = [torch.randn(2, 2, 48 >> i, 40 >> i, width) for i, width in enumerate((32, 64, 160, 256))]
     with torch.inference_mode():
-        whole = decoder._whole(maps, range(2), decoder.classifier)
-        torch.testing.assert_close(whole, decoder(maps, slice(0, 2)), rtol=0, atol=5e-5)
+        torch.testing.assert_close(decoder._whole(maps), decoder(maps), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("state", ["depth_missing", "rgb_missing"])
@@ -124,16 +123,33 @@ def test_a_modality_alone_is_segmented_as_by_a_network_of_it_alone(state: str) -
         torch.testing.assert_close(output, own, rtol=0, atol=1e-12)
 
 
-def test_a_gpu_s_way_of_skipping_what_is_missing_gives_what_the_cpu_s_gives() -> None:
+@pytest.mark.parametrize("state", sorted(STATES))
+def test_a_gpu_s_way_of_skipping_what_is_missing_gives_what_the_cpu_s_gives(state: str) -> None:
     """Where flags are not read on the host, both branches run, and the missing one's is not listened to."""
     network = PreparedSegmenter(trained("mit_b0", skip_missing=True))
     rgb, depth = images(2, 64, 96, torch.float32)
-    with torch.inference_mode():
-        for state in sorted(STATES):
-            alike = torch.tensor([STATES[state]] * 2)
-            mixed = torch.tensor([STATES[state], STATES["rgb_missing" if state != "rgb_missing" else "both"]])
-            expected = network(rgb, depth, alike)[0]
-            torch.testing.assert_close(network(rgb, depth, mixed)[0], expected, rtol=0, atol=5e-5)
+    missing = torch.tensor([STATES[state]] * 2)
+    holes = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(2)) > 0.97
+    for valid in (None, holes):
+        with torch.inference_mode():
+            expected = network(rgb, depth, missing, valid)
+            network.device = torch.device("cuda")
+            found = network(rgb, depth, missing, valid)
+            network.device = torch.device("cpu")
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("alpha", [(9.0, -9.0), RGB_ALONE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_modality_alone_needs_no_share_of_the_mean(dtype: torch.dtype, alpha: tuple[float, float]) -> None:
+    model = trained("mit_b0", skip_missing=True)
+    rgb, depth = images(1, 64, 96, torch.float32)
+    with torch.no_grad():
+        model.alpha.copy_(torch.tensor(alpha))
+        missing = torch.tensor([STATES["rgb_missing"]])
+        exact = model.quarter_logits(rgb, depth.expand(-1, 3, -1, -1), missing).fused
+        found = PreparedSegmenter(model, dtype)(rgb, depth, missing).permute(0, 3, 1, 2).float()
+    assert float((found - exact).abs().max()) < 0.1 * float(exact.std())
 
 
 def test_goes_without_onednn_s_own_operators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +172,15 @@ def test_what_a_missing_image_holds_has_no_influence(skip_missing: bool) -> None
         torch.testing.assert_close(network(rgb, depth, missing), first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("state", sorted(STATES))
 @pytest.mark.parametrize("skip_missing", [False, True])
-def test_bf16_is_close(skip_missing: bool) -> None:
+def test_bf16_is_close(skip_missing: bool, state: str) -> None:
     model = trained("mit_b0", skip_missing=skip_missing)
     rgb, depth = images(1, 96, 128, torch.float32)
     holes = torch.rand(1, 1, 96, 128, generator=torch.Generator().manual_seed(2)) > 0.97
     with torch.inference_mode():
         exact, rough = (
-            PreparedSegmenter(model, dtype)(rgb, depth, torch.tensor([[False, False]]), holes).float()
+            PreparedSegmenter(model, dtype)(rgb, depth, torch.tensor([STATES[state]]), holes).float()
             for dtype in (torch.float32, torch.bfloat16)
         )
     assert float((exact - rough).abs().max()) < 0.1 * float(exact.std())

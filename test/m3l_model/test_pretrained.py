@@ -202,6 +202,18 @@ def test_a_model_that_saw_depth_in_another_way_is_named(
     with caplog.at_level(logging.WARNING):
         load_pretrained(new(5, 2), str(tmp_path / "model.safetensors"))
     assert "learnt depth as metric (0.0, 6.0), now it is metric (0.0, 10.0)" in caplog.text
+    assert "skip_missing" not in caplog.text
+
+
+def test_a_model_that_did_otherwise_about_what_is_missing_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = new(5, 1)
+    trained.skip_missing = True
+    save_checkpoint(tmp_path / "model.safetensors", trained)
+    with caplog.at_level(logging.WARNING):
+        load_pretrained(new(5, 2), str(tmp_path / "model.safetensors"))
+    assert "learnt to leave out what is missing, now skip_missing is False" in caplog.text
 
 
 def test_a_model_of_another_backbone_is_refused(tmp_path: Path) -> None:

@@ -195,6 +195,20 @@ def test_a_run_that_is_killed_ends_with_the_same_bits() -> None:
     assert "3 kills, 1 inside writing: every run ended with the same bits" in result.stdout
 
 
+def test_a_state_from_before_a_field_was_there_is_of_its_default(tmp_path: Path, block_bag: Path) -> None:
+    config, out = small(load_config("supervised"), steps=1), tmp_path / "run"
+    frames = frames_of(block_bag)
+    train(config, frames, out, seed=3, machine=CPU)
+    tensors, header = read_tensors(out / STATE_FILE)
+    identity = json.loads(header["identity"])
+    del identity["config"]["skip_missing"]
+    write_tensors(out / STATE_FILE, tensors, {**header, "identity": json.dumps(identity)})
+    assert train(config, frames, out, seed=3, machine=CPU, resume=True) == out / CHECKPOINT_FILE
+    changed = dataclasses.replace(config, skip_missing=True)
+    with pytest.raises(CheckpointError, match=r"skip_missing changed \(False, now True\)"):
+        train(changed, frames, out, seed=3, machine=CPU, resume=True)
+
+
 def test_resume_refuses_the_state_of_another_run(tmp_path: Path, block_bag: Path) -> None:
     config, out = small(load_config("m3l"), steps=1), tmp_path / "run"
     frames = frames_of(block_bag)

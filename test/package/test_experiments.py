@@ -156,7 +156,12 @@ def test_wall_time_is_in_the_result_and_in_the_table(
     bags = SimpleNamespace(training_frames=lambda draw: None)
     for row in ("m3l", "m3l_tuned"):
         assert run.run_one(bags, tmp_path, run.Machine("cpu"), row, 1, 0.001, False)
-    (path,) = (tmp_path / "results").glob("m3l_tuned-*.json")
+    older = run.result_path("m3l_tuned", 2, run.config_of(run.NYUV2, "m3l_tuned", 0.001))
+    assert run.run_one(bags, tmp_path, run.Machine("cpu"), "m3l_tuned", 2, 0.001, False)
+    result = json.loads(older.read_text())
+    del result["config"]["skip_missing"]  # as from before there was this field
+    older.write_text(json.dumps(result))
+    (path,) = (tmp_path / "results").glob("m3l_tuned-1-*.json")
     result = json.loads(path.read_text())
     assert result.pop("wall_seconds") == 40.5
     path.write_text(json.dumps(result))
@@ -170,3 +175,33 @@ def test_wall_time_is_in_the_result_and_in_the_table(
         "| m3l": ["1500", "40 |"],
         "| m3l_tuned": ["1500", "- |"],
     }
+    assert any(row.startswith("| m3l_tuned | 1, 2 |") for row in rows)
+
+
+def test_scores_are_made_where_the_model_is_and_none_are_needed_to_say_that_they_lack(
+    tmp_path: Path, script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = script("run")
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    named: list[str | None] = []
+
+    def score(bags: object, part: str, config: object, frames: object, out: Path, fill: str | None) -> Any:
+        named.append(fill)
+        return {"final": {"robust": 0.5}, "best": {}, "fill": None}
+
+    monkeypatch.setattr(run, "_scores", score)
+    config = run.config_of(run.NYUV2, "m3l_tuned", 0.001)
+    path = run.result_path("m3l_tuned", 1, config)
+    path.parent.mkdir()
+    path.write_text('{"row": "m3l_tuned"}')
+    with pytest.raises(SystemExit, match="draw 1 has to come first"):
+        run.best_rate("m3l_tuned", [0.001])
+    again = (SimpleNamespace(training_frames=lambda draw: None), tmp_path, None, "m3l_tuned", 1, 0.001, True)
+    assert run.run_one(*again)
+    assert not named
+    model = tmp_path / "runs" / path.stem / run.CHECKPOINT_FILE
+    model.parent.mkdir(parents=True)
+    model.touch()
+    assert run.run_one(*again)
+    assert named == [None, "token"]
+    assert run.best_rate("m3l_tuned", [0.001]) == 0.001
