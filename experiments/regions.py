@@ -6,7 +6,6 @@ python experiments/regions.py --data ../shared/data --work runs/nyu runs/nyu/run
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ share_cores(os.environ)
 
 import numpy as np  # noqa: E402
 from nyuv2_data import NyuBags  # noqa: E402
+from scoring import checkpoint_arguments  # noqa: E402
 
 from m3l_model.bag_dataset import RgbdBagDataset  # noqa: E402
 from m3l_model.metrics import confusion, miou  # noqa: E402
@@ -31,13 +31,7 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.03, 0.01, 0.0)
 
 def main() -> int:
     """Print a table of mIoU."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
-    parser.add_argument("--work", type=Path, required=True, help="that of experiments/run.py")
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    args = parser.parse_args()
+    args = checkpoint_arguments(__doc__)
     dataset = NyuBags(args.data, args.work).scored("validation", holes=False)
     print(f"| model | {' | '.join(f'{share:.0%}' for share in SHARES)} |\n|{'---|' * (len(SHARES) + 1)}")
     for checkpoint in args.checkpoints:

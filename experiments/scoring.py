@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,17 @@ from m3l_model.predictor import Predictor
 from m3l_model.preprocessing import RGB_MEAN, to_metres
 from m3l_model.recipe import TrainConfig
 from m3l_model.training_frames import TrainingFrames
+
+
+def checkpoint_arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line of a script that scores checkpoints on the validation frames."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
+    parser.add_argument("--work", type=Path, required=True, help="that of experiments/run.py")
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    return parser.parse_args()
 
 
 class Fill(NamedTuple):

@@ -6,7 +6,6 @@ python experiments/skipping.py --data ../shared/data --work runs/nyu runs/nyu/ru
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 from nyuv2_data import NyuBags  # noqa: E402
-from scoring import LEFT_OUT, TOKEN, score  # noqa: E402
+from scoring import LEFT_OUT, TOKEN, checkpoint_arguments, score  # noqa: E402
 
 from m3l_model.checkpoint import load_checkpoint  # noqa: E402
 
@@ -28,13 +27,7 @@ COLUMNS = ("both", "rgb_only", "depth_only", "robust", "holes")
 
 def main() -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
-    parser.add_argument("--work", type=Path, required=True, help="that of experiments/run.py")
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    args = parser.parse_args()
+    args = checkpoint_arguments(__doc__)
     bags = NyuBags(args.data, args.work)
     whole, holes = bags.scored("validation", holes=False), bags.scored("validation", holes=True)
     print(f"| model | missing | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 2)}")
