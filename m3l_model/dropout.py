@@ -25,17 +25,24 @@ class SampleDropout(nn.Module):
         self.p = p
         self.rows: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop whole ``x[i, j]``, of (M, B, N, C), that is samples, or of (M·B, C, H, W), their channels; S is M·B."""
+    def forward(self, x: Tensor, taken: Tensor | None = None) -> Tensor:
+        """Drop whole ``x[i]`` of (S, N, C), that is samples, or ``x[i, j]`` of (S, C, H, W), their channels.
+
+        Args:
+            x: S samples, as many as ``rows`` has.
+            taken: (R,) int64, those of the S that ``x`` holds; None: all.
+        """
         if not self.training or self.p == 0:
             return x
         keep = 1 - self.p
-        own = x.shape[:2]
-        processes = 1 if self.rows is None else ranks.count()
-        noise = x.new_empty(own.numel() * processes).bernoulli_(keep) / keep
-        if self.rows is not None:
-            noise = noise.view(len(self.rows) * processes, -1)[self.rows]
-        return x * noise.view(*own, 1, 1)
+        own = x.shape[:-2]
+        if self.rows is None:
+            noise = x.new_empty(own).bernoulli_(keep) / keep
+        else:
+            rows = self.rows if taken is None else self.rows[taken]
+            everyone = len(self.rows) * ranks.count()
+            noise = (x.new_empty(everyone, *own[1:]).bernoulli_(keep) / keep)[rows]
+        return x * noise[..., None, None]
 
 
 def take_rows(network: nn.Module, rows: Tensor) -> None:

@@ -3,14 +3,16 @@
 
 The MiT encoder is SegFormer's (arXiv 2105.15203); Linear Fusion is section 3.1 of M3L (arXiv 2304.10756).
 
-Shape suffixes: M modalities (2: RGB, depth), B samples, N tokens (H·W of the stage), C channels. Tokens travel as
-``tokens_MBNC``, contiguous, which is channels-last for the convolutions, so that no layout is ever copied.
+Shape suffixes: M modalities (2: RGB, depth), B samples, R branches (see ``Branches``), N tokens (H·W of the stage), C
+channels. Tokens travel as ``tokens_RNC``, contiguous, which is channels-last for the convolutions, so that no layout is
+ever copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,46 @@ BACKBONES: dict[str, MitConfig] = {
 }
 
 
+class Branches(NamedTuple):
+    """Which branches of a batch are computed: R of the 2·B, in their order, all RGB ones first.
+
+    Attributes:
+        place_R: (R,) int64, of the 2·B.
+        modality_R: (R,) int64, 0 for RGB, 1 for depth.
+        other_R: (R,) int64, which of the R is of the same sample; where none other is, the branch itself.
+        shown_MB: (2·B,) int64, which of the R stands for each; for one that is not computed the sample's other one.
+    """
+
+    place_R: Tensor
+    modality_R: Tensor
+    other_R: Tensor
+    shown_MB: Tensor
+
+    @classmethod
+    def all_of(cls, batch: int, device: torch.device) -> Branches:
+        """Take both branches of every sample."""
+        place_MB = torch.arange(len(MODALITIES) * batch, device=device).view(len(MODALITIES), batch)
+        place_R = place_MB.flatten()
+        modality_R = torch.arange(len(MODALITIES), device=device)[:, None].expand_as(place_MB).flatten()
+        return cls(place_R, modality_R, place_MB.flip(0).flatten(), place_R)
+
+    @classmethod
+    def present(cls, missing_B2: Tensor, device: torch.device) -> Branches:
+        """Leave out those of what is missing.
+
+        Args:
+            missing_B2: (B, 2) bool on the CPU, never both of a sample.
+            device: where the branches are computed.
+        """
+        there_MB = ~missing_B2.T
+        place_R = there_MB.flatten().nonzero().flatten()
+        row_MB = there_MB.flatten().cumsum(0).view(there_MB.shape) - 1
+        shown_MB = torch.where(there_MB, row_MB, row_MB.flip(0))
+        other_MB = torch.where(there_MB.flip(0), row_MB.flip(0), row_MB)
+        parts = (place_R, place_R // len(missing_B2), other_MB.flatten()[place_R], shown_MB.flatten())
+        return cls(*(part.to(device) for part in parts))
+
+
 class MixTransformer(nn.Module):
     """Encode RGB and depth together into four feature maps each.
 
@@ -76,26 +118,31 @@ class MixTransformer(nn.Module):
         self.apply(_init_weights)
 
     def forward(
-        self, images_MBCHW: Tensor, masked_MBN1: Tensor, absent_MBHW1: Sequence[Tensor | None] = (None,) * 4
+        self,
+        images_RCHW: Tensor,
+        masked_RN1: Tensor,
+        branches: Branches,
+        alone_RHW1: Sequence[Tensor | None] = (None,) * 4,
     ) -> list[Tensor]:
-        """Encode both modalities.
+        """Encode branches of both modalities.
 
         Args:
-            images_MBCHW: (2, B, 3, H, W) float, RGB first.
-            masked_MBN1: (2, B, N, 1) bool with N the stage-1 tokens (or 1, for all of them): True where the mask
-                token stands in for what was not seen (M3L, section 3.2).
-            absent_MBHW1: for each stage (2, B, h, w, 1) bool, or (2, B, 1, 1, 1), True where the other branch takes
-                nothing from this one; None: it takes everywhere.
+            images_RCHW: (R, 3, H, W) float.
+            masked_RN1: (R, N, 1) bool with N the stage-1 tokens (or 1, for all of them): True where the mask token
+                stands in for what was not seen (M3L, section 3.2).
+            branches: what the R are.
+            alone_RHW1: for each stage (R, h, w, 1) bool, or (R, 1, 1, 1), True where a branch takes nothing from the
+                other one; None: it takes everywhere.
 
         Returns:
-            Four maps (2, B, h, w, C), at 1/4, 1/8, 1/16 and 1/32 of the input size, rounded up.
+            Four maps (R, h, w, C), at 1/4, 1/8, 1/16 and 1/32 of the input size, rounded up.
         """
         first, *others = self.stages
         maps: list[Tensor] = [
-            first(images_MBCHW.permute(0, 1, 3, 4, 2), absent_MBHW1[0], masked_MBN1, self.mask_token)
+            first(images_RCHW.permute(0, 2, 3, 1), branches, alone_RHW1[0], masked_RN1, self.mask_token)
         ]
-        for stage, absent in zip(others, absent_MBHW1[1:], strict=True):
-            maps.append(stage(maps[-1], absent))
+        for stage, alone in zip(others, alone_RHW1[1:], strict=True):
+            maps.append(stage(maps[-1], branches, alone))
         return maps
 
 
@@ -122,23 +169,24 @@ class Stage(nn.Module):
 
     def forward(
         self,
-        x_MBHWC: Tensor,
-        absent_MBHW1: Tensor | None,
-        masked_MBN1: Tensor | None = None,
+        x_RHWC: Tensor,
+        branches: Branches,
+        alone_RHW1: Tensor | None,
+        masked_RN1: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tensor:
-        """Map (2, B, H, W, C) to (2, B, h, w, C').
+        """Map (R, H, W, C) to (R, h, w, C').
 
-        Where ``masked_MBN1``, ``mask_token`` replaces what was embedded; where ``absent_MBHW1``, the other branch takes
-        nothing from this one.
+        Where ``masked_RN1``, ``mask_token`` replaces what was embedded; where ``alone_RHW1``, a branch takes nothing
+        from the other one.
         """
-        tokens_MBNC, height, width = self.patch_embed(x_MBHWC)
-        if masked_MBN1 is not None and mask_token is not None:
-            tokens_MBNC = torch.where(masked_MBN1, mask_token.to(tokens_MBNC.dtype), tokens_MBNC)
-        alone_MBN1 = None if absent_MBHW1 is None else absent_MBHW1.flip(0).flatten(2, 3)
+        tokens_RNC, height, width = self.patch_embed(x_RHWC, branches)
+        if masked_RN1 is not None and mask_token is not None:
+            tokens_RNC = torch.where(masked_RN1, mask_token.to(tokens_RNC.dtype), tokens_RNC)
+        alone_RN1 = None if alone_RHW1 is None else alone_RHW1.flatten(1, 2)
         for block in self.blocks:
-            tokens_MBNC = block(tokens_MBNC, height, width, alone_MBN1)
-        return self.norm(tokens_MBNC).unflatten(2, (height, width))
+            tokens_RNC = block(tokens_RNC, height, width, branches, alone_RN1)
+        return self.norm(tokens_RNC, branches).unflatten(1, (height, width))
 
 
 class ModalityLayerNorm(nn.Module):
@@ -150,12 +198,15 @@ class ModalityLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(MODALITIES), dim))
         self.eps = eps
 
-    def forward(self, x_MBNC: Tensor) -> Tensor:
-        return _recomputed(self._normalise, x_MBNC)
+    def forward(self, x_RNC: Tensor, branches: Branches) -> Tensor:
+        weight, bias = (
+            part.index_select(0, branches.modality_R)[:, None] for part in (self.weight, self.bias)
+        )
+        return _recomputed(self._normalise, x_RNC, weight, bias)
 
-    def _normalise(self, x_MBNC: Tensor) -> Tensor:
-        normed = functional.layer_norm(x_MBNC, x_MBNC.shape[-1:], eps=self.eps)
-        return torch.addcmul(self.bias[:, None, None], normed, self.weight[:, None, None])
+    def _normalise(self, x_RNC: Tensor, weight_R1C: Tensor, bias_R1C: Tensor) -> Tensor:
+        normed = functional.layer_norm(x_RNC, x_RNC.shape[-1:], eps=self.eps)
+        return torch.addcmul(bias_R1C, normed, weight_R1C)
 
 
 class PatchEmbed(nn.Module):
@@ -166,13 +217,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel, stride, kernel // 2)
         self.norm = ModalityLayerNorm(dim)
 
-    def forward(self, x_MBHWC: Tensor) -> tuple[Tensor, int, int]:
-        """Map (2, B, H, W, C) to tokens (2, B, N, C') and their height and width."""
-        modalities, batch = x_MBHWC.shape[:2]
-        y_NCHW = self.proj(x_MBHWC.flatten(0, 1).permute(0, 3, 1, 2))
-        height, width = y_NCHW.shape[-2:]
-        tokens = y_NCHW.permute(0, 2, 3, 1).reshape(modalities, batch, height * width, -1)
-        return self.norm(tokens), height, width
+    def forward(self, x_RHWC: Tensor, branches: Branches) -> tuple[Tensor, int, int]:
+        """Map (R, H, W, C) to tokens (R, N, C') and their height and width."""
+        y_RCHW = self.proj(x_RHWC.permute(0, 3, 1, 2))
+        height, width = y_RCHW.shape[-2:]
+        tokens = y_RCHW.permute(0, 2, 3, 1).flatten(1, 2)
+        return self.norm(tokens, branches), height, width
 
 
 class Block(nn.Module):
@@ -190,27 +240,34 @@ class Block(nn.Module):
         self.fusion_ratio = fusion_ratio
 
     def forward(
-        self, tokens_MBNC: Tensor, height: int, width: int, alone_MBN1: Tensor | None = None
+        self,
+        tokens_RNC: Tensor,
+        height: int,
+        width: int,
+        branches: Branches,
+        alone_RN1: Tensor | None = None,
     ) -> Tensor:
-        attended = self.attn(self.norm1(tokens_MBNC), height, width)
-        fused = linear_fusion(attended, self.fusion_ratio)
-        if alone_MBN1 is not None:
-            fused = torch.where(alone_MBN1, attended, fused)
-        tokens_MBNC = tokens_MBNC + self.drop_path(fused)
-        return tokens_MBNC + self.drop_path(self.mlp(self.norm2(tokens_MBNC), height, width))
+        attended = self.attn(self.norm1(tokens_RNC, branches), height, width, branches)
+        fused = linear_fusion(attended, self.fusion_ratio, branches.other_R)
+        if alone_RN1 is not None:
+            fused = torch.where(alone_RN1, attended, fused)
+        tokens_RNC = tokens_RNC + self.drop_path(fused, branches.place_R)
+        hidden = self.mlp(self.norm2(tokens_RNC, branches), height, width)
+        return tokens_RNC + self.drop_path(hidden, branches.place_R)
 
 
-def linear_fusion(x_MBNC: Tensor, ratio: float) -> Tensor:
-    """Mix the two modalities: each keeps ``ratio`` of its own and takes ``1 - ratio`` of the other (M3L, equation 1).
+def linear_fusion(x_RNC: Tensor, ratio: float, other_R: Tensor) -> Tensor:
+    """Mix branches: each keeps ``ratio`` of its own and takes ``1 - ratio`` of the other modality's (M3L, equation 1).
 
     Args:
-        x_MBNC: (2, ...) any shape with the modality axis first.
+        x_RNC: (R, ...) any shape with the branches first.
         ratio: r, in 0..1.
+        other_R: of ``Branches``.
 
     Returns:
         The mixture, of the same shape.
     """
-    return ratio * x_MBNC + (1 - ratio) * x_MBNC.flip(0)
+    return ratio * x_RNC + (1 - ratio) * x_RNC.index_select(0, other_R)
 
 
 class SpatialReductionAttention(nn.Module):
@@ -227,20 +284,20 @@ class SpatialReductionAttention(nn.Module):
             self.sr = nn.Conv2d(dim, dim, reduction, reduction)
             self.norm = ModalityLayerNorm(dim)
 
-    def forward(self, x_MBNC: Tensor, height: int, width: int) -> Tensor:
-        modalities, batch, count, dim = x_MBNC.shape
-        source_MBNC = x_MBNC
+    def forward(self, x_RNC: Tensor, height: int, width: int, branches: Branches) -> Tensor:
+        rows, count, dim = x_RNC.shape
+        source_RNC = x_RNC
         if self.sr is not None:
-            image = x_MBNC.view(modalities * batch, height, width, dim).permute(0, 3, 1, 2)
+            image = x_RNC.view(rows, height, width, dim).permute(0, 3, 1, 2)
             reduced = self.sr(image).permute(0, 2, 3, 1)
-            source_MBNC = self.norm(reduced.reshape(modalities, batch, -1, dim))
-        q = self._split_heads(self.q(x_MBNC))
-        k, v = (self._split_heads(part) for part in self.kv(source_MBNC).chunk(2, dim=-1))
+            source_RNC = self.norm(reduced.reshape(rows, -1, dim), branches)
+        q = self._split_heads(self.q(x_RNC))
+        k, v = (self._split_heads(part) for part in self.kv(source_RNC).chunk(2, dim=-1))
         y = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(modalities, batch, count, dim))
+        return self.proj(y.transpose(1, 2).reshape(rows, count, dim))
 
-    def _split_heads(self, x_MBNC: Tensor) -> Tensor:
-        return x_MBNC.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split_heads(self, x_RNC: Tensor) -> Tensor:
+        return x_RNC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class MixMlp(nn.Module):
@@ -252,8 +309,8 @@ class MixMlp(nn.Module):
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x_MBNC: Tensor, height: int, width: int) -> Tensor:
-        x = self.fc1(x_MBNC)
+    def forward(self, x_RNC: Tensor, height: int, width: int) -> Tensor:
+        x = self.fc1(x_RNC)
         image = x.view(-1, height, width, x.shape[-1]).permute(0, 3, 1, 2)
         x = self.dwconv(image).permute(0, 2, 3, 1).reshape(x.shape)
         return _recomputed(self._project, x)
@@ -262,11 +319,11 @@ class MixMlp(nn.Module):
         return self.fc2(functional.gelu(x))
 
 
-def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply ``function``; what lies between ``x`` and its result is computed again for the gradients, not kept."""
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply ``function``; what lies between ``inputs`` and the result is computed again for the gradients, not kept."""
     if not torch.is_grad_enabled():
-        return function(x)
-    result: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
 
 

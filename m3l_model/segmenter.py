@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from m3l_model.decoder import SegFormerHead
-from m3l_model.mit import BACKBONES, MODALITIES, MixTransformer
+from m3l_model.mit import BACKBONES, MODALITIES, Branches, MixTransformer
 
 if TYPE_CHECKING:
     from m3l_model.checkpoint import Metadata
@@ -100,19 +101,40 @@ class LinearFusionSegmenter(nn.Module):
     ) -> SegmenterOutput:
         """Do as ``forward`` does, but leave the logits at a quarter of the input size, (B, C, ceil(H/4), ceil(W/4))."""
         _check_inputs(rgb, depth, missing, depth_valid)
-        masked = masked_tokens(rgb, missing, depth_valid)
-        images = torch.stack((rgb, depth))
+        masked_MBN1 = masked_tokens(rgb, missing, depth_valid)
+        images_MBCHW = torch.stack((rgb, depth))
         if missing is not None:  # its tokens are replaced; this keeps a NaN in it out of the gradients too
-            images = images.masked_fill(missing.to(rgb.device).T[:, :, None, None, None], 0)
+            images_MBCHW = images_MBCHW.masked_fill(missing.to(rgb.device).T[:, :, None, None, None], 0)
         if self.skip_missing:
-            absent = absent_patches(rgb, missing, depth_valid)
-            maps = self.encoder(images, masked, absent)
-            maps = [torch.where(a, x.flip(0), x) for a, x in zip(absent, maps, strict=True)]
+            maps = self._encode_present(images_MBCHW, masked_MBN1, missing, depth_valid)
         else:
-            maps = self.encoder(images, masked)
-        branch_logits = self.decoder([x.flatten(0, 1) for x in maps])
+            branches = Branches.all_of(rgb.shape[0], rgb.device)
+            maps = self.encoder(images_MBCHW.flatten(0, 1), masked_MBN1.flatten(0, 1), branches)
+        branch_logits = self.decoder(maps)
         rgb_logits, depth_logits = branch_logits.unflatten(0, (len(MODALITIES), -1)).unbind()
         return SegmenterOutput(rgb_logits, depth_logits, self.fuse(rgb_logits, depth_logits))
+
+    def _encode_present(
+        self, images_MBCHW: Tensor, masked_MBN1: Tensor, missing: Tensor | None, depth_valid: Tensor | None
+    ) -> list[Tensor]:
+        """Give the maps of both branches of every sample; where one takes no part, its map is the other's.
+
+        The branches of missing images are not computed, unless that would need a value from the accelerator.
+        """
+        _, batch, *_ = images_MBCHW.shape
+        branches = Branches.all_of(batch, images_MBCHW.device)
+        absent: Sequence[Tensor | None] = [None] * 4
+        known = missing is None or _readable(missing)
+        if known and missing is not None:
+            branches = Branches.present(missing, images_MBCHW.device)
+        if not known or depth_valid is not None:
+            absent = absent_patches(images_MBCHW[0], missing, depth_valid)
+        images, masked = (x.flatten(0, 1)[branches.place_R] for x in (images_MBCHW, masked_MBN1))
+        alone = [x if x is None else x.flip(0).flatten(0, 1)[branches.place_R] for x in absent]
+        maps = self.encoder(images, masked, branches, alone)
+        maps = [x.index_select(0, branches.shown_MB).unflatten(0, (len(MODALITIES), -1)) for x in maps]
+        maps = [x if a is None else torch.where(a, x.flip(0), x) for a, x in zip(absent, maps, strict=True)]
+        return [x.flatten(0, 1) for x in maps]
 
     def fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
         """Give the mean of both branches' logits, weighted by ``softmax(alpha)``."""
@@ -144,11 +166,13 @@ def _check_inputs(rgb: Tensor, depth: Tensor, missing: Tensor | None, depth_vali
         return
     if missing.dtype != torch.bool or missing.shape != (batch, 2):
         raise ValueError(f"missing must be bool ({batch}, 2), got {missing.dtype} {tuple(missing.shape)}")
-    readable = (
-        missing.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    )
-    if readable and bool(missing.all(dim=1).any()):
+    if _readable(missing) and bool(missing.all(dim=1).any()):
         raise ValueError("missing marks both modalities of a sample; at least one must be present")
+
+
+def _readable(missing: Tensor) -> bool:
+    """Tell whether the values can be looked at without waiting for an accelerator, and are not a trace's."""
+    return missing.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def masked_tokens(rgb: Tensor, missing: Tensor | None, depth_valid: Tensor | None) -> Tensor:

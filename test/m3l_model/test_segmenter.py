@@ -8,8 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
+from m3l_model import segmenter
 from m3l_model.checkpoint import from_reference
+from m3l_model.dropout import take_rows
 from m3l_model.mit import BACKBONES, Stage, linear_fusion
 from m3l_model.segmenter import LinearFusionSegmenter, upsample
 
@@ -132,6 +135,37 @@ def test_a_branch_that_is_skipped_has_no_part_in_any_output(
             assert not parameter.grad[1 - own].any(), name
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_leaving_branches_out_changes_the_work_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, holes: bool
+) -> None:
+    """Outputs and gradients in training, with all that is dropped at random, against those of all branches."""
+    missing = torch.tensor([[False, False], [False, True], [True, False], [False, True]])
+    torch.manual_seed(0)
+    model = LinearFusionSegmenter("mit_b0", 5, skip_missing=True).double().train()
+    images = torch.randn(2, 4, 3, 64, 96, dtype=torch.float64)
+    valid = torch.rand(4, 1, 64, 96) > 0.5
+    valid[..., :40] = False
+    take_rows(model, torch.arange(8))
+    found = []
+    for left_out in (True, False):
+        if not left_out:
+            monkeypatch.setattr(segmenter, "_readable", lambda _: False)
+        model.zero_grad()
+        torch.manual_seed(1)
+        with FlopCounterMode(display=False) as counter:
+            outputs = model(images[0], images[1], missing, valid if holes else None)
+            loss = sum((x * (1 + i)).square().mean() for i, x in enumerate(outputs))
+            loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append(([*outputs, *gradients], counter.get_total_flops()))
+    (one, fewer), (other, all_of_them) = found
+    assert len(one) == len(other) == 3 + len(list(model.parameters()))
+    for x, y in zip(one, other, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+    assert fewer < 0.75 * all_of_them
+
+
 def test_depth_without_a_valid_pixel_equals_missing_depth(
     either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -141,7 +175,7 @@ def test_depth_without_a_valid_pixel_equals_missing_depth(
         by_flag = either(*images, torch.tensor([[False, True]] * 2)).fused
         whole = either(*images).fused
         valid_everywhere = either(*images, depth_valid=~holes).fused
-    torch.testing.assert_close(by_holes, by_flag, rtol=0, atol=0)
+    torch.testing.assert_close(by_holes, by_flag, rtol=0, atol=1e-6)
     torch.testing.assert_close(valid_everywhere, whole, rtol=0, atol=0)
 
 
@@ -204,9 +238,10 @@ def test_every_parameter_gets_a_gradient_when_something_is_missing(
 
 
 def test_linear_fusion_swaps_completely_at_ratio_0_and_not_at_all_at_1() -> None:
-    x = torch.randn(2, 1, 3, 4)
-    torch.testing.assert_close(linear_fusion(x, 0.0), x.flip(0))
-    torch.testing.assert_close(linear_fusion(x, 1.0), x)
+    x = torch.randn(2, 3, 4)
+    other = torch.tensor([1, 0])
+    torch.testing.assert_close(linear_fusion(x, 0.0, other), x.flip(0))
+    torch.testing.assert_close(linear_fusion(x, 1.0, other), x)
 
 
 @pytest.mark.parametrize(
