@@ -62,8 +62,8 @@ class TrainConfig:
             number of each kind has to fall to each process.
         backbone: ``mit_b0`` to ``mit_b5``.
         fusion_ratio: r of Linear Fusion.
-        skip_missing: of ``LinearFusionSegmenter``: what is missing takes no part, a whole image or, with
-            ``mask_holes``, a patch without valid depth.
+        skip_missing: of ``LinearFusionSegmenter``: what is missing takes no part, a whole image, whose branch is not
+            computed then, or, with ``mask_holes``, a patch without valid depth.
         short_side: shorter side of the network's input, in pixels; null: the images' own.
         depth_encoding: of ``Preprocessing``.
         depth_range: metres mapped to the input's range.

@@ -437,6 +437,13 @@ def test_processes_share_the_samples_of_a_step_but_not_its_parameters(
         training_memory.check_memory(half, config, torch.device("cpu"), 2)
 
 
+def test_colour_alone_takes_less_memory_where_depth_s_branch_is_left_out() -> None:
+    colour = load_config("rgb_supervised")
+    every_branch = dataclasses.replace(colour, skip_missing=False)
+    alone, both = (training_memory.step_bytes(each, 13, 1000, (120, 160)) for each in (colour, every_branch))
+    assert 0.6 * both < alone < 0.75 * both
+
+
 def test_soft_pseudo_labels_count_in_the_memory_of_a_step() -> None:
     soft = load_config("m3l", pseudo_labels="soft", unlabelled_batch=4)
     hard = dataclasses.replace(soft, pseudo_labels="hard")
