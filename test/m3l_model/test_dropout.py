@@ -45,3 +45,15 @@ def test_two_processes_drop_what_one_does(
         assert torch.equal(found.view(2, 2, -1, 5, 3), whole[:, rows])
     assert (whole == 0).any()
     assert (whole != 0).any()
+
+
+def test_what_is_left_out_changes_nothing_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(8, 5, 3)
+    torch.manual_seed(3)
+    whole = SampleDropout(0.5)(x)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    network = nn.Sequential(SampleDropout(0.5))
+    rows, taken = torch.tensor([1, 3, 5, 7]), torch.tensor([0, 2, 3])
+    take_rows(network, rows)
+    torch.manual_seed(3)
+    assert torch.equal(network[0](x[rows[taken]], taken), whole[rows[taken]])
