@@ -59,8 +59,6 @@ def fills(config: TrainConfig, frames: TrainingFrames) -> list[Fill]:
     """
     if config.skip_missing:
         return [LEFT_OUT]
-    if config.modalities == "rgb":
-        return [TOKEN]
     if config.masking != "none":
         return [TOKEN, LEFT_OUT]
     positions = frames.labelled.tolist()

@@ -29,8 +29,9 @@ class SampleDropout(nn.Module):
         """Drop whole ``x[i]`` of (S, N, C), that is samples, or ``x[i, j]`` of (S, C, H, W), their channels.
 
         Args:
-            x: S samples, as many as ``rows`` has.
-            taken: (R,) int64, those of the S that ``x`` holds; None: all.
+            x: S samples, as many as ``rows`` has, or R of them.
+            taken: (R,) int64, which these are; None: all. Without ``rows`` it is of no account: nothing is drawn for
+                what ``x`` does not hold.
         """
         if not self.training or self.p == 0:
             return x

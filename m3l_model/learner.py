@@ -44,14 +44,19 @@ class Losses(NamedTuple):
 
 
 class _Network(nn.Module):
-    """A segmenter's logits at a quarter of the input size, as a module's forward pass."""
+    """A segmenter's logits at a quarter of the input size, as a module's forward pass.
+
+    ``missing`` comes as a list, of which DistributedDataParallel makes no tensor of the GPU's.
+    """
 
     def __init__(self, segmenter: LinearFusionSegmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
 
-    def forward(self, *inputs: Tensor | None) -> SegmenterOutput:
-        return self.segmenter.quarter_logits(*inputs)  # type: ignore[arg-type]
+    def forward(
+        self, rgb: Tensor, depth: Tensor, missing: list[list[bool]], depth_valid: Tensor | None
+    ) -> SegmenterOutput:
+        return self.segmenter.quarter_logits(rgb, depth, torch.tensor(missing), depth_valid)
 
 
 class Learner:
@@ -185,7 +190,7 @@ class Learner:
         rows = torch.cat([view.samples + modality * total for modality in range(len(MODALITIES))])
         take_rows(network, rows.to(self._fabric.device))
         inputs = self._fabric.strategy.precision.convert_input(view.inputs)
-        output: SegmenterOutput = network(inputs.rgb, inputs.depth, view.missing, inputs.depth_valid)
+        output: SegmenterOutput = network(inputs.rgb, inputs.depth, view.missing.tolist(), inputs.depth_valid)
         return output
 
     def _set_modes(self) -> None:

@@ -3,9 +3,9 @@
 
 The MiT encoder is SegFormer's (arXiv 2105.15203); Linear Fusion is section 3.1 of M3L (arXiv 2304.10756).
 
-Shape suffixes: M modalities (2: RGB, depth), B samples, R branches (see ``Branches``), N tokens (H·W of the stage), C
-channels. Tokens travel as ``tokens_RNC``, contiguous, which is channels-last for the convolutions, so that no layout is
-ever copied.
+Shape suffixes: M modalities (2: RGB, depth), B samples, S branches of all samples (2·B, all RGB ones first), R those of
+them that are computed (see ``Branches``), N tokens (H·W of the stage), C channels. Tokens travel as ``tokens_RNC``,
+contiguous, which is channels-last for the convolutions, so that no layout is ever copied.
 """
 
 from __future__ import annotations
@@ -48,27 +48,26 @@ BACKBONES: dict[str, MitConfig] = {
 
 
 class Branches(NamedTuple):
-    """Which branches of a batch are computed: R of the 2·B, in their order, all RGB ones first.
+    """Which branches of a batch are computed: R of the S, in their order.
 
     Attributes:
-        place_R: (R,) int64, of the 2·B.
-        modality_R: (R,) int64, 0 for RGB, 1 for depth.
+        place_R: (R,) int64, of the S.
+        depth_R: (R,) bool, those of depth.
         other_R: (R,) int64, which of the R is of the same sample; where none other is, the branch itself.
-        shown_MB: (2·B,) int64, which of the R stands for each; for one that is not computed the sample's other one.
+        shown_S: (S,) int64, which of the R stands for each; for one that is not computed the sample's other one.
     """
 
     place_R: Tensor
-    modality_R: Tensor
+    depth_R: Tensor
     other_R: Tensor
-    shown_MB: Tensor
+    shown_S: Tensor
 
     @classmethod
     def all_of(cls, batch: int, device: torch.device) -> Branches:
         """Take both branches of every sample."""
         place_MB = torch.arange(len(MODALITIES) * batch, device=device).view(len(MODALITIES), batch)
         place_R = place_MB.flatten()
-        modality_R = torch.arange(len(MODALITIES), device=device)[:, None].expand_as(place_MB).flatten()
-        return cls(place_R, modality_R, place_MB.flip(0).flatten(), place_R)
+        return cls(place_R, place_R >= batch, place_MB.flip(0).flatten(), place_R)
 
     @classmethod
     def present(cls, missing_B2: Tensor, device: torch.device) -> Branches:
@@ -83,7 +82,7 @@ class Branches(NamedTuple):
         row_MB = there_MB.flatten().cumsum(0).view(there_MB.shape) - 1
         shown_MB = torch.where(there_MB, row_MB, row_MB.flip(0))
         other_MB = torch.where(there_MB.flip(0), row_MB.flip(0), row_MB)
-        parts = (place_R, place_R // len(missing_B2), other_MB.flatten()[place_R], shown_MB.flatten())
+        parts = (place_R, place_R >= len(missing_B2), other_MB.flatten()[place_R], shown_MB.flatten())
         return cls(*(part.to(device) for part in parts))
 
 
@@ -199,9 +198,8 @@ class ModalityLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_RNC: Tensor, branches: Branches) -> Tensor:
-        weight, bias = (
-            part.index_select(0, branches.modality_R)[:, None] for part in (self.weight, self.bias)
-        )
+        depth_R11 = branches.depth_R[:, None, None]
+        weight, bias = (torch.where(depth_R11, part[1], part[0]) for part in (self.weight, self.bias))
         return _recomputed(self._normalise, x_RNC, weight, bias)
 
     def _normalise(self, x_RNC: Tensor, weight_R1C: Tensor, bias_R1C: Tensor) -> Tensor:

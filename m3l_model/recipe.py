@@ -50,7 +50,7 @@ class TrainConfig:
         second_labelled: where there is masking, a first labelled batch is left whole and what is masked is a second
             one: the ``same`` frames, or ``another`` draw; ``none``: the one labelled batch is masked.
         modalities: ``both``; or ``rgb``, for a model of colour alone: depth is always missing, and with
-            ``fusion_ratio`` 1 the RGB branch is a plain SegFormer.
+            ``fusion_ratio`` 1 and ``skip_missing`` the RGB branch is a plain SegFormer.
         pseudo_frames: ``unlabelled`` frames get the teacher's labels, or ``all``.
         pseudo_labels: of a pixel, ``hard``: the teacher's likeliest class; ``soft``: its probabilities of all.
         train_fused: the fused output is trained; else, as in the reference, it sends no gradient into the branches and

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -119,21 +118,18 @@ class LinearFusionSegmenter(nn.Module):
     ) -> list[Tensor]:
         """Give the maps of both branches of every sample; where one takes no part, its map is the other's.
 
-        The branches of missing images are not computed, unless that would need a value from the accelerator.
+        The branches of missing images are not computed where ``missing`` can be read.
         """
-        _, batch, *_ = images_MBCHW.shape
-        branches = Branches.all_of(batch, images_MBCHW.device)
-        absent: Sequence[Tensor | None] = [None] * 4
-        known = missing is None or _readable(missing)
-        if known and missing is not None:
+        if missing is not None and _readable(missing):
             branches = Branches.present(missing, images_MBCHW.device)
-        if not known or depth_valid is not None:
-            absent = absent_patches(images_MBCHW[0], missing, depth_valid)
-        images, masked = (x.flatten(0, 1)[branches.place_R] for x in (images_MBCHW, masked_MBN1))
-        alone = [x if x is None else x.flip(0).flatten(0, 1)[branches.place_R] for x in absent]
-        maps = self.encoder(images, masked, branches, alone)
-        maps = [x.index_select(0, branches.shown_MB).unflatten(0, (len(MODALITIES), -1)) for x in maps]
-        maps = [x if a is None else torch.where(a, x.flip(0), x) for a, x in zip(absent, maps, strict=True)]
+        else:
+            branches = Branches.all_of(images_MBCHW.shape[1], images_MBCHW.device)
+        absent_MBHW1 = absent_patches(images_MBCHW[0], missing, depth_valid)
+        alone_RHW1 = [x.flip(0).flatten(0, 1)[branches.place_R] for x in absent_MBHW1]
+        images_RCHW, masked_RN1 = (x.flatten(0, 1)[branches.place_R] for x in (images_MBCHW, masked_MBN1))
+        maps = self.encoder(images_RCHW, masked_RN1, branches, alone_RHW1)
+        maps = [x.index_select(0, branches.shown_S).unflatten(0, (len(MODALITIES), -1)) for x in maps]
+        maps = [torch.where(a, x.flip(0), x) for a, x in zip(absent_MBHW1, maps, strict=True)]
         return [x.flatten(0, 1) for x in maps]
 
     def fuse(self, rgb_logits: Tensor, depth_logits: Tensor) -> Tensor:
