@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,15 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 import torch  # noqa: E402
-from lightning_fabric import Fabric  # noqa: E402
-from nyuv2_data import LABELS, NyuBags  # noqa: E402
+from nyuv2_data import NyuBags  # noqa: E402
 from rows import ABLATIONS, LEARNING_RATES, NYUV2, ROWS, config_of, criterion, digest  # noqa: E402
 from scoring import TOKEN, fills, score  # noqa: E402
+from step_kinds import kinds_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from m3l_model.data import StepSampler, read_batches  # noqa: E402
-from m3l_model.learner import Learner  # noqa: E402
 from m3l_model.recipe import TrainConfig  # noqa: E402
 from m3l_model.run_log import VALIDATION_FILE, read_log, wall_seconds  # noqa: E402
-from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, learn, new_network, train  # noqa: E402
+from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train  # noqa: E402
 from m3l_model.training_frames import TrainingFrames  # noqa: E402
 
 RESULTS = REPOSITORY / "experiments" / "results" / "nyuv2"
@@ -161,17 +158,11 @@ def _scores(
 
 def _gflop(config: TrainConfig, frames: TrainingFrames) -> float:
     """Count what all steps compute: a few of each kind, since what is left out is drawn, times how many there are."""
-    fabric = Fabric(accelerator="cpu", devices=1)
-    steps = [config.step_frames(step) for step in range(config.steps)]
     total = 0.0
-    for kind, count in Counter(steps).items():
-        first = steps.index(kind)
-        learner = Learner(config, new_network(config, LABELS, 0), fabric)
-        sampler = StepSampler(frames.labelled, frames.unlabelled, steps, 0, first)
-        batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, 0)
+    for kind in kinds_of(config, frames).values():
         with FlopCounterMode(display=False) as counter:
-            counted = sum(1 for _ in islice(learn(learner, batches, 0, first, fabric), min(8, count)))
-        total += count * counter.get_total_flops() / counted / 1e9
+            counted = sum(1 for _ in islice(kind.steps, min(8, kind.count)))
+        total += kind.count * counter.get_total_flops() / counted / 1e9
     return total
 
 
