@@ -161,8 +161,8 @@ def _gflop(config: TrainConfig, frames: TrainingFrames) -> float:
     total = 0.0
     for kind in kinds_of(config, frames).values():
         with FlopCounterMode(display=False) as counter:
-            counted = sum(1 for _ in islice(kind.steps, min(8, kind.count)))
-        total += kind.count * counter.get_total_flops() / counted / 1e9
+            counted = sum(1 for _ in islice(kind.steps, min(8, kind.number)))
+        total += kind.number * counter.get_total_flops() / counted / 1e9
     return total
 
 

@@ -21,11 +21,11 @@ class Kind(NamedTuple):
     """Steps that take the same number of frames.
 
     Attributes:
-        count: how many a run has of them.
+        number: how many a run has of them.
         steps: does them, from the first on, one for each ``next``, with a network of its own.
     """
 
-    count: int
+    number: int
     steps: Iterator[object]
 
 

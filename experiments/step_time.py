@@ -47,7 +47,7 @@ def main() -> int:
                 next(kind.steps)
                 seconds[row, taken].append(time.process_time() - began)
     for row, of_row in kinds.items():
-        steps = [(kind.count, median(seconds[row, taken][1:])) for taken, kind in of_row.items()]
+        steps = [(kind.number, median(seconds[row, taken][1:])) for taken, kind in of_row.items()]
         each = ", ".join(f"{count} of {step:.2f} s" for count, step in steps)
         print(f"{row}: {sum(count * step for count, step in steps):.0f} s ({each})")
     return 0
