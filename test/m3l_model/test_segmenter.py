@@ -170,12 +170,14 @@ def test_depth_without_a_valid_pixel_equals_missing_depth(
     either: LinearFusionSegmenter, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     holes = torch.zeros(2, 1, 32, 48, dtype=torch.bool)
+    either, images = either.double(), (images[0].double(), images[1].double())
     with torch.no_grad():
         by_holes = either(*images, depth_valid=holes).fused
         by_flag = either(*images, torch.tensor([[False, True]] * 2)).fused
         whole = either(*images).fused
         valid_everywhere = either(*images, depth_valid=~holes).fused
-    torch.testing.assert_close(by_holes, by_flag, rtol=0, atol=1e-6)
+    # A branch that is not computed makes the batch another, which rounds otherwise.
+    torch.testing.assert_close(by_holes, by_flag, rtol=0, atol=1e-12 if either.skip_missing else 0)
     torch.testing.assert_close(valid_everywhere, whole, rtol=0, atol=0)
 
 
