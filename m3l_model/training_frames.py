@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -106,16 +107,32 @@ class TrainingFrames:
         return facts.hexdigest()[:16]
 
     def check_overlap(self) -> None:
-        """See that no frame that is trained on also validates, as the same images in another bag.
+        """See that no frame that is trained on also validates, as the same image in another bag.
 
         Bags that were imported may share their stamps, so of each two bags some images of the same stamp are compared.
+        Stamps that were made up need not be shared: every image that is trained on with labels is compared with every
+        one that validates.
 
         Raises:
             M3LError: names two bags with the same image.
         """
-        bags = self.dataset.bags
-        stamps = np.concatenate([bag.frames["stamp_ns"] for bag in bags]).tolist()
-        bag_of = np.repeat(np.arange(len(bags)), [len(bag) for bag in bags]).tolist()
+        bag_of = np.repeat(np.arange(len(self.dataset.bags)), [len(bag) for bag in self.dataset.bags])
+        if not len(self.validation) or len(set(bag_of[np.union1d(self.trained_on, self.validation)])) == 1:
+            return
+        for position, other in self._same_stamp(bag_of):
+            if np.array_equal(self.dataset[position].rgb, self.dataset[other].rgb):
+                self._refuse_overlap(bag_of, position, other)
+        copies: dict[bytes, list[int]] = {}
+        for other in self.validation.tolist():
+            copies.setdefault(self._content(other), []).append(other)
+        for position in self.labelled.tolist():
+            for other in copies.get(self._content(position), ()):
+                if bag_of[position] != bag_of[other] and np.ptp(self.dataset[position].rgb):
+                    self._refuse_overlap(bag_of, position, other)
+
+    def _same_stamp(self, bag_of: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+        """Give some positions of each pair of bags, trained on and validating, whose stamps are the same."""
+        stamps = np.concatenate([bag.frames["stamp_ns"] for bag in self.dataset.bags]).tolist()
         validating: dict[int, list[int]] = {}
         for position in self.validation.tolist():
             validating.setdefault(stamps[position], []).append(position)
@@ -123,14 +140,20 @@ class TrainingFrames:
         for position in self.trained_on.tolist():
             for other in validating.get(stamps[position], ()):
                 pairs.setdefault((bag_of[position], bag_of[other]), []).append((position, other))
-        for (training, validation), of_bags in pairs.items():
-            for position, other in of_bags[:: max(1, len(of_bags) // _COMPARED)]:
-                if np.array_equal(self.dataset[position].rgb, self.dataset[other].rgb):
-                    raise M3LError(
-                        f"training and validation overlap: {bags[training].index.path} and "
-                        f"{bags[validation].index.path} hold the same image at {stamps[position]}; leave one of the "
-                        "bags out, or give their seconds one role with --splits"
-                    )
+        for of_bags in pairs.values():
+            yield from of_bags[:: max(1, len(of_bags) // _COMPARED)]
+
+    def _content(self, position: int) -> bytes:
+        return hashlib.blake2b(self.dataset[position].rgb.tobytes()).digest()
+
+    def _refuse_overlap(self, bag_of: npt.NDArray[np.intp], position: int, other: int) -> NoReturn:
+        bags = self.dataset.bags
+        stamps = np.concatenate([bag.frames["stamp_ns"] for bag in bags])
+        raise M3LError(
+            f"training and validation overlap: {bags[bag_of[position]].index.path} and "
+            f"{bags[bag_of[other]].index.path} hold the same image, at {stamps[position]} and {stamps[other]}; leave "
+            "one of the bags out, or give their seconds one role with --splits"
+        )
 
     def check_labels(self, workers: int, allow_unlabelled_classes: bool = False) -> None:
         """Read all labels once, those of validation too, with a progress bar.

@@ -202,6 +202,35 @@ def test_a_copy_of_a_training_bag_is_found_among_bags_of_the_same_stamps(tmp_pat
         chosen.check_overlap()
 
 
+@pytest.mark.parametrize(("copied", "found"), [("labelled", True), ("unlabelled", False), ("blank", False)])
+def test_a_labelled_image_that_also_validates_is_found_whatever_its_stamp(
+    tmp_path: Path, copied: str, found: bool
+) -> None:
+    """As in two imports of lists that overlap; an image of one colour is like others of it."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*SIZE, 3), np.uint8) for _ in range(4)]
+    blank = np.zeros((*SIZE, 3), np.uint8)
+    shown = {"labelled": images[0], "unlabelled": images[1], "blank": blank}[copied]
+    depth, labels = np.full(SIZE, 2000, np.uint16), np.ones(SIZE, np.uint8)
+    for name, offset, contents in (
+        ("train", 0, [(images[0], labels), (images[1], None), (blank, labels)]),
+        ("held", 7, [(images[2], labels), (images[3], labels), (shown, labels)]),
+    ):
+        with BagWriter(tmp_path / name) as bag:
+            for frame, (rgb, of_frame) in enumerate(contents):
+                bag.write_frame(stamp(frame) + offset, "camera", rgb, depth, of_frame, np.eye(3))
+    training, held = tmp_path / "train", tmp_path / "held"
+    splits = Splits((BagSplits(training, WHOLE), BagSplits(held, validation=WHOLE)))
+    chosen = select(training, held, splits=splits)
+    if not found:
+        chosen.check_overlap()
+        return
+    with pytest.raises(
+        M3LError, match=rf"train and .*held hold the same image, at {stamp(0)} and {stamp(2) + 7}"
+    ):
+        chosen.check_overlap()
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
