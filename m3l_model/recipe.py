@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -130,6 +131,14 @@ class TrainConfig:
         for name in ("steps", "labelled_batch", "unlabelled_batch", "pseudo_ramp"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup_steps", "pseudo_start", "pseudo_weight", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be below 0")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ValueError(f"{field.name} is {value}; it must be finite")
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone {self.backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
         for name in ("learning_rate", "decoder_rate"):
@@ -191,10 +200,20 @@ class TrainConfig:
         return Preprocessing(self.short_side, self.depth_encoding, self.depth_range, self.mask_holes)
 
     def window(self, height: int, width: int) -> tuple[int, int]:
-        """Give height and width of what is trained on, for frames of a size at the network's input."""
+        """Give height and width of what is trained on, for frames of a size at the network's input.
+
+        Raises:
+            M3LError: that is less than the network takes.
+        """
         if self.augmentation == "reference":
             return self.crop_pixels, self.crop_pixels
-        return round(self.crop * height), round(self.crop * width)
+        window = round(self.crop * height), round(self.crop * width)
+        if min(window) < MIN_SIZE:
+            raise M3LError(
+                f"crop {self.crop} of frames of {width}x{height} leaves windows of {window[1]}x{window[0]}, but the "
+                f"network takes {MIN_SIZE} pixels or more; make crop or short_side larger"
+            )
+        return window
 
     def pseudo_weight_at(self, step: int) -> float:
         """Give the weight of the pseudo-label loss in a step."""

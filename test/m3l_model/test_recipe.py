@@ -20,6 +20,12 @@ from m3l_model.resources import share_path
         ("labelled_batch", -1),
         ("backbone", "resnet50"),
         ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("decoder_rate", float("inf")),
+        ("weight_decay", -1.0),
+        ("pseudo_weight", -1.0),
+        ("warmup_steps", -3),
+        ("depth_range", (0.0, float("inf"))),
         ("ema_decay", 1.5),
         ("scales", (1.5, 0.5)),
         ("crop", 0.01),
@@ -77,6 +83,13 @@ def test_all_recipes_of_the_package_are_valid() -> None:
         load_config(name)
 
 
+def test_windows_smaller_than_the_network_takes_are_refused_once_the_frames_are_known() -> None:
+    config = load_config("m3l", short_side=None, depth_encoding="metric")
+    assert config.window(48, 60) == (32, 40)
+    with pytest.raises(M3LError, match=r"frames of 60x40 leaves windows of 40x27, .* 32 pixels or more"):
+        config.window(40, 60)
+
+
 def test_pseudo_labels_that_would_never_come_are_refused() -> None:
     with pytest.raises(M3LError, match=r"pseudo_start is 2000, but steps 2000: .*"):
         load_config("m3l", steps=2000)
@@ -100,7 +113,7 @@ def test_a_recipe_in_other_steps_keeps_its_shares(steps: int) -> None:
 
 def test_a_step_reads_what_its_losses_use() -> None:
     late = {"steps": 6, "labelled_batch": 3, "unlabelled_batch": 2, "pseudo_start": 3, "pseudo_ramp": 1}
-    config = load_config("m3l", **late)
+    config = load_config("m3l", second_labelled="another", **late)
     assert [config.step_frames(step) for step in range(6)] == [(3, 3, 0)] * 3 + [(3, 3, 2)] * 3
     assert load_config("supervised", labelled_batch=3).step_frames(5) == (3, 0, 0)
     assert load_config("m3l_paper", labelled_batch=3, unlabelled_batch=2).step_frames(0) == (3, 0, 2)
