@@ -32,8 +32,6 @@ SYNTHETIC: Fields = {"short_side": 96, "steps": 500, "depth_range": (0.0, 6.0)}
 _ALONE: Fields = {"labelled_batch": 8, "strong_augmentation": False}
 """Without a teacher all images of a step are labelled ones."""
 
-_M3L: Fields = {"strong_augmentation": False}
-
 ROWS: dict[str, tuple[str, Fields]] = {
     "supervised": ("supervised", _ALONE),
     "supervised_dropout": ("supervised_dropout", _ALONE),
@@ -41,19 +39,20 @@ ROWS: dict[str, tuple[str, Fields]] = {
     "mean_teacher_dropout": ("mean_teacher_dropout", {}),
     "m3l_tuned": ("mean_teacher_dropout", {"masking": "student"}),
     "m3l_paper": ("m3l_paper", {}),
-    "m3l": ("m3l", _M3L),
+    "m3l": ("m3l", {}),
     "rgb_supervised": ("rgb_supervised", _ALONE),
     "rgb_mean_teacher": ("rgb_mean_teacher", {}),
 }
 """Row by row the recipe of config/train and the fields that are replaced."""
 
 ABLATIONS: dict[str, tuple[str, Fields]] = {
-    "m3l_token": ("m3l", {**_M3L, "skip_missing": False}),
-    "m3l_token_strong": ("m3l", {"skip_missing": False}),
-    "m3l_no_cutmix": ("m3l", {**_M3L, "cutmix": False}),
-    "m3l_hard_labels": ("m3l", {**_M3L, "pseudo_labels": "hard"}),
-    "m3l_no_burn_in": ("m3l", {**_M3L, "pseudo_start": 0}),
-    "m3l_equal_time": ("m3l", _M3L),
+    "m3l_token": ("m3l", {"skip_missing": False}),
+    "m3l_token_strong": ("m3l", {"skip_missing": False, "strong_augmentation": True}),
+    "m3l_no_cutmix": ("m3l", {"cutmix": False}),
+    "m3l_hard_labels": ("m3l", {"pseudo_labels": "hard"}),
+    "m3l_all_frames": ("m3l", {"pseudo_frames": "all"}),
+    "m3l_no_burn_in": ("m3l", {"pseudo_start": 0}),
+    "m3l_equal_time": ("m3l", {}),
 }
 """``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, or in as
 many steps as take about the wall time of ``m3l_tuned``."""
@@ -83,7 +82,7 @@ def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
         return load_config(name, **sizes, **setting, crop_pixels=setting["short_side"])
     if name == "m3l":
         start, ramp = setting["steps"] // 3, setting["steps"] // 6
-        fields = {"second_labelled": "same", "pseudo_start": start, "pseudo_ramp": ramp, **fields}
+        fields = {"pseudo_start": start, "pseudo_ramp": ramp, **fields}
     config = load_config(name, **{**HARNESS, **setting, **fields, "learning_rate": learning_rate})
     return config.in_steps(round(_EQUAL_TIME * config.steps)) if row == "m3l_equal_time" else config
 

@@ -164,7 +164,8 @@ def fp16_learner(config: TrainConfig, scale: float, seed: int = 0) -> tuple[Lear
 
 
 def test_float16_goes_on_from_its_state_and_its_scale_to_the_same_bits() -> None:
-    config = small(load_config("m3l"), steps=5)
+    """With noise in the images: in patches of one value LayerNorm's gradients overflow at this scale."""
+    config = small(load_config("m3l"), steps=5, strong_augmentation=True)
     whole, fabric = fp16_learner(config, scale=2.0**16)
     results = [result for result, _ in learn(whole, batches(config), 0, 0, fabric)]
     exact = steps_of(config)[1]

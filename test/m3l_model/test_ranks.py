@@ -107,6 +107,7 @@ def test_batch_norm_of_all_is_torch_s_in_half_precision_too(
     [
         ("m3l", "32-true", 1e-4),
         ("m3l", "64-true", 1e-9),
+        ("demo_m3l", "64-true", 1e-9),
         ("m3l_paper", "64-true", 1e-9),
         ("rgb_mean_teacher", "64-true", 1e-9),
     ],

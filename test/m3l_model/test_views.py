@@ -195,8 +195,8 @@ def test_the_paper_s_crops_have_the_depth_of_their_whole_frame_and_0_as_padding(
             torch.testing.assert_close(view.inputs.depth[:8, 0], expected)
 
 
-def test_ours_is_another_draw_and_only_unlabelled_frames_get_pseudo_labels() -> None:
-    views = views_of(small(load_config("m3l")))
+def test_the_second_batch_may_be_another_draw_and_only_unlabelled_frames_get_pseudo_labels() -> None:
+    views = views_of(small(load_config("m3l"), second_labelled="another"))
     assert not torch.equal(views.student.inputs.rgb[:2], views.student.inputs.rgb[2:4])
     assert views.teacher is not None
     assert len(views.teacher.missing) == 2
@@ -230,7 +230,7 @@ def test_all_processes_samples_are_those_of_one(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_what_the_recording_lacks_stays_lacking() -> None:
-    config = small(load_config("m3l"))
+    config = small(load_config("m3l"), second_labelled="another")
     frames = block_frames(6)
     columns = [torch.from_numpy(np.stack(column)) for column in zip(*frames, strict=True)]
     columns[3][1, 1] = columns[3][5, 1] = True
