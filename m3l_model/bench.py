@@ -286,7 +286,8 @@ def count_gflop(backbone: str, num_classes: int, size: tuple[int, int]) -> float
 
     from m3l_model.segmenter import LinearFusionSegmenter
 
-    with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # The counter follows the modules by autograd's hooks, which tensors of inference mode lack.
+    with torch.inference_mode(False), torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model = LinearFusionSegmenter(backbone, num_classes).eval()
         image = torch.empty(1, 3, *size)
         return _counted(lambda: model.quarter_logits(image, image))

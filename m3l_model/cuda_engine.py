@@ -53,13 +53,11 @@ class _Buffers:
 
     @classmethod
     def empty(cls, shapes: _Shapes, device: torch.device) -> _Buffers:
-        def new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=device.type == "cpu")
-
+        new = _pinned if device.type == "cpu" else partial(torch.zeros, device=device)
         return cls(
-            new((1, *shapes.rgb), torch.uint8),
-            new((1, *shapes.depth), shapes.depth_type),
-            new((1, 2), torch.bool),
+            new((1, *shapes.rgb), dtype=torch.uint8),
+            new((1, *shapes.depth), dtype=shapes.depth_type),
+            new((1, 2), dtype=torch.bool),
         )
 
     def copy_from(self, other: _Buffers) -> None:
@@ -252,8 +250,8 @@ class _Slot:
         self.device = _Buffers.empty(shapes, device)
         self.read = torch.cuda.Event()
         self.done = torch.cuda.Event(blocking=True)
-        self._labels = torch.empty(shapes.size, dtype=torch.uint8, pin_memory=True)
-        self._confidence = torch.empty(shapes.size, pin_memory=True) if shapes.with_confidence else None
+        self._labels = _pinned(shapes.size, dtype=torch.uint8)
+        self._confidence = _pinned(shapes.size, dtype=torch.float32) if shapes.with_confidence else None
 
     def fill(self, request: Request) -> None:
         """Copy a frame to pinned memory; the images are the caller's again."""
@@ -288,6 +286,10 @@ class _Frame:
             self._result, self._slot = self._slot.result(), None
         assert self._result is not None
         return self._result
+
+
+def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
 
 def _copy(image: npt.NDArray[np.generic], pinned_1: Tensor) -> None:

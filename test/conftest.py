@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -33,3 +35,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data sets and reference fixtures in {folder}")
     return folder
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine of GPUs run on the CPU: no streams, no pinned memory, and no graph is captured."""
+    import torch
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no capture on the CPU")
+
+    monkeypatch.setattr("m3l_model.cuda_engine._pinned", torch.zeros)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda module: module)
+    fakes: dict[str, Any] = {
+        "Stream": lambda *_: MagicMock(),
+        "Event": lambda **_: MagicMock(elapsed_time=lambda _: 1.0),
+        "stream": MagicMock(),
+        "synchronize": lambda *_: None,
+        "CUDAGraph": MagicMock(),
+        "graph_pool_handle": lambda: (0, 0),
+        "graph": refuse,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)

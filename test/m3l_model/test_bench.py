@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from m3l_model import LinearFusionSegmenter, M3LError, save_checkpoint
 from m3l_model.bench import Case, Measurement, count_gflop, measure_in_turn, random_frame
@@ -26,6 +27,12 @@ def test_arithmetic_grows_with_the_area_and_the_network() -> None:
     assert 15 < large < 20  # the reference's 37.5 less what its decoder does on upsampled maps
     assert 4 < large / small < 6  # the area's share, and attention's, which grows faster
     assert count_gflop("mit_b2", 13, (240, 320)) > 3 * small
+
+
+def test_arithmetic_is_counted_in_inference_mode_too() -> None:
+    outside = count_gflop("mit_b0", 13, (64, 96))
+    with torch.inference_mode():
+        assert count_gflop("mit_b0", 13, (64, 96)) == outside
 
 
 def test_a_frame_has_the_size_asked_for() -> None:

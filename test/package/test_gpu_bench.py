@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A part of the measurements on a GPU that fails keeps no other from running."""
+"""The measurements on a GPU, as far as a CPU allows: a part that fails keeps no other from running."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from m3l_model.bench import count_gflop
 
 
 @pytest.fixture
@@ -48,3 +50,16 @@ def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(
     assert measured == [("mit_b0", "fp32"), ("mit_b2", "fp32")]
     monkeypatch.setattr(inference_gpu, "measured_bandwidth", fail)
     assert inference_gpu.floors(tmp_path) == ["bandwidth"]
+
+
+@pytest.mark.usefixtures("cuda_on_cpu")
+def test_a_network_is_measured_beside_its_floor(
+    inference_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference_gpu, "SIZE", (64, 96))
+    inference_gpu._floor("mit_b0", "fp32", 1e12, 1e12, tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.startswith("mit_b0 fp32: frame ")
+    gflop = count_gflop("mit_b0", inference_gpu.CLASSES, (64, 96))
+    assert f"floor {gflop:.2f} ms of arithmetic" in printed  # at 10^12 a second
+    assert (tmp_path / "profile_mit_b0_fp32.txt").read_text().strip()
