@@ -116,9 +116,8 @@ def _floor(backbone: str, name: str, rate: float, bandwidth: float, out: Path) -
     whole = median_ms(lambda: engine.submit(request)())
     program = engine._program(request)
     replay = event_ms(program.run)
-    shapes = engine._shapes(request)
     with _Traffic() as traffic:
-        engine._segment(program.inputs, shapes)
+        program.segment()
     compute = 1e3 * count_gflop(backbone, CLASSES, SIZE) * 1e9 / rate
     memory = 1e3 * traffic.bytes / bandwidth
     captured = "graph" if program._graph is not None else "NO graph, eager"
@@ -129,7 +128,7 @@ def _floor(backbone: str, name: str, rate: float, bandwidth: float, out: Path) -
         flush=True,
     )
     with torch.profiler.profile() as profile:
-        engine._segment(program.inputs, shapes)
+        program.segment()
         torch.cuda.synchronize()
     table = profile.key_averages().table(sort_by="self_device_time_total", row_limit=25)
     (out / f"profile_{backbone}_{name}.txt").write_text(table)

@@ -123,7 +123,9 @@ class CudaEngine:
             self._in_flight.popleft().result()
         if len(self._programs) == _SHAPES_KEPT:
             self._programs.popitem(last=False)
-        self._programs[shapes] = _Program(shapes, self.device, self._compute, self._segment)
+        self._programs[shapes] = _Program(
+            shapes, self.device, self._compute, self._network, self._preprocessing
+        )
         return self._programs[shapes]
 
     def _shapes(self, request: Request) -> _Shapes:
@@ -137,9 +139,6 @@ class CudaEngine:
             depth = request.depth.shape
             depth_type = torch.int16 if request.depth.dtype == np.uint16 else torch.float32
         return _Shapes((*request.size, 3), depth, depth_type, request.size, request.with_confidence)
-
-    def _segment(self, inputs: _Buffers, shapes: _Shapes) -> Labels:
-        return segment_raw(self._network, self._preprocessing, inputs, shapes.size, shapes.with_confidence)
 
 
 class _Compiled:
@@ -184,34 +183,42 @@ def segment_raw(
 
 
 class _Program:
-    """The network for frames of one shape, as a CUDA graph where it can be captured."""
+    """The network for frames of one shape, as a CUDA graph where it can be captured.
+
+    It does not refer to its engine: in a cycle, the GPU's memory would wait for the garbage collector.
+    """
 
     def __init__(
         self,
         shapes: _Shapes,
         device: torch.device,
         stream: torch.cuda.Stream,
-        segment: Callable[[_Buffers, _Shapes], Labels],
+        network: Network,
+        preprocessing: Preprocessing,
     ) -> None:
         self.inputs = _Buffers.empty(shapes, device)
-        self._segment = partial(segment, self.inputs, shapes)
+        self.segment: Callable[[], Labels] = partial(
+            segment_raw, network, preprocessing, self.inputs, shapes.size, shapes.with_confidence
+        )
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: Labels | None = None
         self._slots = deque(_Slot(shapes, device) for _ in range(IN_FLIGHT))
         with torch.cuda.stream(stream):
             for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
-                self._segment()
+                self.segment()
         stream.synchronize()
         try:
-            self._graph, self._outputs = _capture(self._segment, stream)
+            self._graph, self._outputs = _capture(self.segment, stream)
         except RuntimeError as error:
-            cause = error.__context__ or error  # what ends a failed capture says only that it failed
-            _logger.warning("no CUDA graph of %s, going on without: %s", shapes.size, _line(cause))
+            # What ends a failed capture says only that it failed; a name for what caused it would make a cycle.
+            _logger.warning(
+                "no CUDA graph of %s, going on without: %s", shapes.size, _line(error.__context__ or error)
+            )
 
     def run(self) -> Labels:
         """Label what is in ``inputs``; what is returned holds until the next call."""
         if self._graph is None or self._outputs is None:
-            return self._segment()
+            return self.segment()
         self._graph.replay()
         return self._outputs
 

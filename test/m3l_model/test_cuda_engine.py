@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -15,7 +17,8 @@ import torch
 
 from m3l_model import LinearFusionSegmenter, Predictor, device_images, labelling
 from m3l_model.checkpoint import Metadata
-from m3l_model.cuda_engine import CudaEngine, _Buffers, _capture, _Compiled, _Shapes, segment_raw
+from m3l_model.cuda_engine import CudaEngine, _Buffers, _capture, _Compiled, segment_raw
+from m3l_model.engine import Request
 from m3l_model.labelling import Labels
 from m3l_model.labels import LabelSet
 from m3l_model.prepared import PreparedSegmenter
@@ -63,17 +66,17 @@ def test_what_a_graph_holds_is_what_the_cpu_computes(short_side: int | None) -> 
         np.testing.assert_allclose(found.confidence[0].numpy(), expected.confidence, atol=5e-3)
 
 
+@pytest.mark.usefixtures("cuda_on_cpu")
 def test_only_the_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the compiler's hands the tables of the images and labels would be made anew for every frame."""
-    compiled: list[object] = []
     made: list[object] = []
+    made_by_the_compiled: list[object] = []
 
     def compile(network: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
         def call(*inputs: Any) -> Any:
-            compiled.append(inputs)
             before = len(made)
             outputs = network(*inputs)
-            assert len(made) == before
+            made_by_the_compiled.append(made[before:])
             return outputs
 
         return call
@@ -86,25 +89,17 @@ def test_only_the_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return make
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     for module, name in (
         (device_images, "_area_weights"),
         (device_images, "_nearest"),
         (labelling, "_positions"),
     ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    rgb, depth = frame()
-    buffers = _Buffers(
-        torch.from_numpy(rgb)[None],
-        torch.from_numpy(depth.view(np.int16))[None],
-        torch.tensor([[False, False]]),
-    )
-    shapes = _Shapes((*SIZE, 3), SIZE, torch.int16, SIZE, True)
-    with torch.inference_mode():
-        engine = CudaEngine(model().eval(), Preprocessing(64, mask_holes=True), torch.float32, compile=True)
-        engine._segment(buffers, shapes)
-    assert compiled
+    engine = CudaEngine(model().eval(), Preprocessing(64, mask_holes=True), torch.float32, compile=True)
+    engine.submit(Request(*frame(), SIZE, True))()
     assert made
+    assert made_by_the_compiled
+    assert not any(made_by_the_compiled)
 
 
 def test_a_compiler_that_fails_is_done_without(
@@ -125,6 +120,21 @@ def test_a_compiler_that_fails_is_done_without(
     assert [record.getMessage() for record in caplog.records] == [
         "torch.compile failed, going on without it: no compiler"
     ]
+
+
+@pytest.mark.usefixtures("cuda_on_cpu")
+def test_an_engine_that_is_dropped_is_gone_at_once() -> None:
+    """Its memory on the GPU does not wait for the garbage collector."""
+    request = Request(*frame(), SIZE, False)
+    gc.disable()
+    try:
+        engine = CudaEngine(model().eval(), Preprocessing(), torch.float32)
+        engine.submit(request)()
+        gone = weakref.ref(engine), weakref.ref(engine._program(request)), weakref.ref(engine._network)
+        del engine
+        assert [each() for each in gone] == [None] * 3
+    finally:
+        gc.enable()
 
 
 class FailingCapture:
