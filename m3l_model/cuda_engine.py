@@ -98,7 +98,7 @@ class CudaEngine:
         program = self._program(request)
         if len(self._in_flight) == IN_FLIGHT:
             self._in_flight.popleft().result()
-        slot = program.next_slot()
+        slot = program.slots[0]
         slot.fill(request)
         with torch.cuda.stream(self._upload):
             self._upload.wait_event(slot.read)
@@ -110,6 +110,7 @@ class CudaEngine:
             outputs = program.run()
             slot.take(outputs)
             slot.done.record()
+        program.slots.rotate()  # only now: after a failure the other one may still be in flight
         self._in_flight.append(_Frame(slot))
         return self._in_flight[-1].result
 
@@ -202,7 +203,7 @@ class _Program:
         )
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: Labels | None = None
-        self._slots = deque(_Slot(shapes, device) for _ in range(IN_FLIGHT))
+        self.slots = deque(_Slot(shapes, device) for _ in range(IN_FLIGHT))
         with torch.cuda.stream(stream):
             for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
                 self.segment()
@@ -221,10 +222,6 @@ class _Program:
             return self.segment()
         self._graph.replay()
         return self._outputs
-
-    def next_slot(self) -> _Slot:
-        self._slots.rotate()
-        return self._slots[0]
 
 
 def _capture(segment: Callable[[], Labels], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Labels]:

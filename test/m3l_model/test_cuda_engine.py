@@ -123,6 +123,25 @@ def test_a_compiler_that_fails_is_done_without(
 
 
 @pytest.mark.usefixtures("cuda_on_cpu")
+def test_a_frame_that_fails_leaves_alone_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    engine = CudaEngine(model().eval(), Preprocessing(), torch.float32)
+    first, second, third = (Request(*frame(seed), SIZE, False) for seed in range(3))
+    expected = [engine.submit(request)().labels for request in (first, third)]
+    in_flight = engine.submit(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._program(second), "run", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.submit(second)
+    after = engine.submit(third)
+    assert (expected[0] != expected[1]).any()
+    np.testing.assert_array_equal(in_flight().labels, expected[0])
+    np.testing.assert_array_equal(after().labels, expected[1])
+
+
+@pytest.mark.usefixtures("cuda_on_cpu")
 def test_an_engine_that_is_dropped_is_gone_at_once() -> None:
     """Its memory on the GPU does not wait for the garbage collector."""
     request = Request(*frame(), SIZE, False)
