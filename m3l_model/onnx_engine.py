@@ -22,6 +22,10 @@ from m3l_model.preprocessing import Preprocessing
 
 _logger = logging.getLogger(__name__)
 
+_CUDA = "CUDAExecutionProvider"
+_Provider = str | tuple[str, dict[str, int]]
+"""An execution provider of onnxruntime, with its options."""
+
 
 class OnnxHeader(NamedTuple):
     """What a file says of itself.
@@ -67,7 +71,7 @@ class OnnxEngine:
 
         Raises:
             M3LError: no such file, not one of ours, another precision than auto or fp32, or onnxruntime is not there or
-                has no support of the device.
+                cannot use the device; ``auto`` then takes the CPU, which is logged.
         """
         if precision not in ("auto", "fp32"):
             raise M3LError(
@@ -76,7 +80,8 @@ class OnnxEngine:
         options = import_onnxruntime(path).SessionOptions()
         options.intra_op_num_threads = threads
         chosen, providers = _providers(device, import_onnxruntime(path).get_available_providers())
-        return cls(path, _session(path, options, providers), chosen, confidence_needed)
+        session = _session(path, options, providers)
+        return cls(path, session, _used(session, chosen, device), confidence_needed)
 
     def submit(self, request: Request) -> Callable[[], Result]:
         if self.header.size is not None and request.size != self.header.size:
@@ -147,7 +152,7 @@ def import_onnxruntime(path: Path) -> Any:
     return onnxruntime
 
 
-def _session(path: Path, options: Any, providers: list[str]) -> Any:
+def _session(path: Path, options: Any, providers: list[_Provider]) -> Any:
     if not path.is_file():
         raise M3LError(f"{path}: no such ONNX file")
     try:
@@ -168,17 +173,31 @@ def _header(path: Path, session: Any) -> OnnxHeader:
     return OnnxHeader(Metadata(labels, preprocessing), size, gives_logits)
 
 
-def _providers(device: str, available: list[str]) -> tuple[torch.device, list[str]]:
+def _providers(device: str, available: list[str]) -> tuple[torch.device, list[_Provider]]:
     """Choose onnxruntime's execution providers for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
-    has_cuda = "CUDAExecutionProvider" in available
+    has_cuda = _CUDA in available
     name, _, index = device.partition(":")
     if name == "cpu" or (name == "auto" and not has_cuda):
         return torch.device("cpu"), ["CPUExecutionProvider"]
-    if name not in ("auto", "cuda"):
+    if name not in ("auto", "cuda") or not (index or "0").isdecimal():
         raise M3LError(f"device {device!r} is unknown; choose auto, cpu, cuda or cuda:N")
     if not has_cuda:
         raise M3LError(f"device {device!r}: this onnxruntime has no CUDA; pip install onnxruntime-gpu")
-    return torch.device("cuda", int(index or 0)), ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    number = int(index or 0)
+    return torch.device("cuda", number), [(_CUDA, {"device_id": number}), "CPUExecutionProvider"]
+
+
+def _used(session: Any, chosen: torch.device, asked: str) -> torch.device:
+    """Give the device that a session runs on: onnxruntime takes the CPU by itself where it cannot use the GPU."""
+    if chosen.type == "cpu" or _CUDA in session.get_providers():
+        return chosen
+    if asked != "auto":
+        raise M3LError(
+            f"device {asked!r}: onnxruntime cannot use it, and says above why; choose auto or cpu, or install the "
+            "CUDA and cuDNN that this onnxruntime-gpu was built for"
+        )
+    _logger.warning("onnxruntime cannot use the GPU, and says above why; going on with the CPU")
+    return torch.device("cpu")
 
 
 def _text(size: tuple[int, int]) -> str:
