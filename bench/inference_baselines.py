@@ -77,6 +77,8 @@ def _cases(backbone: str, args: argparse.Namespace) -> dict[str, Case]:
         for precision in (("fp32", "bf16") if args.device == "cpu" else ("fp32", "bf16", "fp16"))
     }
     cases["ours fp32 rgb_only"] = Case(backbone, args.device, "fp32", *common, "rgb_only")
+    if args.device != "cpu":
+        cases["ours fp16 compiled"] = Case(backbone, args.device, "fp16", *common, compile=True)
     if args.reference:
         cases["reference fp32"] = Case(
             backbone, args.device, "fp32", *common, "both", "reference", args.reference

@@ -40,6 +40,7 @@ class Case:
             transformers' SegFormer colour.
         implementation: ours goes from uint8 and uint16 images to labels, baselines go from normalised tensors.
         reference: a clone of the reference implementation, where that is measured.
+        compile: ours, but not an ONNX file, with torch.compile, whose own memory then counts too.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Case:
     state: str = "both"
     implementation: Literal["ours", "reference", "transformers"] = "ours"
     reference: Path | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def _prepare(case: Case) -> _Subject:
     if case.implementation == "ours":
         assert model.metadata is not None
         size = model.metadata.preprocessing.input_size(*case.size)
-        predictor = Predictor(model, *settings)
+        predictor = Predictor(model, *settings, case.compile)
         one = model.skip_missing and case.state != "both" and predictor.device.type == "cpu"
         branches = 1 if one else 2
         return subject_of(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from m3l_model import device_images
-from m3l_model.engine import Network, Request, Result, segment
+from m3l_model.engine import Compiled, Network, Request, Result, one_line, segment
 from m3l_model.labelling import Labels
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.preprocessing import Preprocessing
@@ -87,7 +87,7 @@ class CudaEngine:
         self.precision = precision
         self._preprocessing = preprocessing
         network = PreparedSegmenter(model, precision)
-        self._network: Network = _Compiled(network) if compile else network
+        self._network: Network = Compiled(network) if compile else network
         self._programs: OrderedDict[_Shapes, _Program] = OrderedDict()
         self._upload = torch.cuda.Stream(self.device)
         self._compute = torch.cuda.Stream(self.device)
@@ -142,27 +142,6 @@ class CudaEngine:
         return _Shapes((*request.size, 3), depth, depth_type, request.size, request.with_confidence)
 
 
-class _Compiled:
-    """A network whose operators torch.compile fuses; once that fails, the network as it is.
-
-    Images and labels are left out: there the compiler would make the tables of their sizes anew for every frame.
-    """
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._fused: Network = torch.compile(network, dynamic=False)
-
-    def __call__(self, rgb: Tensor, depth: Tensor, missing: Tensor, depth_valid: Tensor | None) -> Tensor:
-        try:
-            return self._fused(rgb, depth, missing, depth_valid)
-        except Exception as error:  # the compiler's errors are of many kinds
-            if torch.cuda.is_current_stream_capturing():  # it is the capture that failed
-                raise
-            _logger.warning("torch.compile failed, going on without it: %s", _line(error))
-            self._fused = self._network
-            return self._network(rgb, depth, missing, depth_valid)
-
-
 def segment_raw(
     network: Network,
     preprocessing: Preprocessing,
@@ -213,7 +192,7 @@ class _Program:
         except RuntimeError as error:
             # What ends a failed capture says only that it failed; a name for what caused it would make a cycle.
             _logger.warning(
-                "no CUDA graph of %s, going on without: %s", shapes.size, _line(error.__context__ or error)
+                "no CUDA graph of %s, going on without: %s", shapes.size, one_line(error.__context__ or error)
             )
 
     def run(self) -> Labels:
@@ -298,7 +277,3 @@ def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _copy(image: npt.NDArray[np.generic], pinned_1: Tensor) -> None:
     np.copyto(pinned_1[0].numpy(), image)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

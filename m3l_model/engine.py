@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -16,6 +17,8 @@ from m3l_model.labelling import Labels, label
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, to_metres
 from m3l_model.segmenter import LinearFusionSegmenter
+
+_logger = logging.getLogger(__name__)
 
 Depth = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -62,16 +65,22 @@ class CpuEngine:
         model: the network, in eval mode.
         preprocessing: what it expects.
         precision: of weights and activations.
+        compile: have torch.compile fuse the network's operators first; slower than without, where it was measured.
     """
 
     def __init__(
-        self, model: LinearFusionSegmenter, preprocessing: Preprocessing, precision: torch.dtype
+        self,
+        model: LinearFusionSegmenter,
+        preprocessing: Preprocessing,
+        precision: torch.dtype,
+        compile: bool = False,
     ) -> None:
         keep_freed_memory()
         self.device = torch.device("cpu")
         self.precision = precision
         self._preprocessing = preprocessing
-        self._network = PreparedSegmenter(model, precision)
+        network = PreparedSegmenter(model, precision)
+        self._network: Network = Compiled(network) if compile else network
 
     @torch.inference_mode()
     def submit(self, request: Request) -> Callable[[], Result]:
@@ -89,6 +98,30 @@ class CpuEngine:
         )
         result = to_result(labels)
         return lambda: result
+
+
+class Compiled:
+    """A network whose operators torch.compile fuses; once that fails, the network as it is.
+
+    Images and labels are left out: there the compiler would make the tables of their sizes anew for every frame.
+
+    Args:
+        network: the network.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._fused: Network = torch.compile(network, dynamic=False)
+
+    def __call__(self, rgb: Tensor, depth: Tensor, missing: Tensor, depth_valid: Tensor | None) -> Tensor:
+        try:
+            return self._fused(rgb, depth, missing, depth_valid)
+        except Exception as error:  # the compiler's errors are of many kinds
+            if torch.cuda.is_current_stream_capturing():  # it is the capture that failed
+                raise
+            _logger.warning("torch.compile failed, going on without it: %s", one_line(error))
+            self._fused = self._network
+            return self._network(rgb, depth, missing, depth_valid)
 
 
 def segment(
@@ -121,3 +154,8 @@ def to_result(labels: Labels) -> Result:
     """Take a batch of one to NumPy."""
     confidence = None if labels.confidence is None else labels.confidence[0].cpu().numpy()
     return Result(labels.labels[0].cpu().numpy(), confidence)
+
+
+def one_line(error: BaseException) -> str:
+    """Give an error's message in one line, for the log."""
+    return " ".join(str(error).split())[:300]

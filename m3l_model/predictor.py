@@ -45,7 +45,9 @@ class Predictor:
         precision: ``auto`` (the GPU: bf16 where it has it, else fp16; the CPU: bf16 where its vector or matrix unit
             computes with it, else fp32), ``fp32``, ``bf16``, ``fp16``.
         threads: of the CPU; 0 leaves it to torch.
-        compile: let torch.compile fuse the network's operators on a GPU; it takes minutes at the first frame.
+        compile: let torch.compile fuse the network's operators, which takes minutes at the first frame of a size and
+            needs a C++ compiler. On the CPU it is slower than without (docs/performance.md); on a GPU it was never
+            measured.
 
     Attributes:
         image_size: (H, W) of the only images it takes; None: it takes any.
@@ -76,7 +78,7 @@ class Predictor:
 
             engine = CudaEngine(model, metadata.preprocessing, dtype, compile)
         else:
-            engine = CpuEngine(model, metadata.preprocessing, dtype)
+            engine = CpuEngine(model, metadata.preprocessing, dtype, compile)
         self._set(engine, metadata)
 
     def _set(self, engine: Engine, metadata: Metadata, image_size: tuple[int, int] | None = None) -> None:
@@ -101,7 +103,7 @@ class Predictor:
 
         Args:
             path: the file; an ONNX file's name ends in .onnx, and it computes in fp32.
-            device, precision, threads, compile: as for ``Predictor``.
+            device, precision, threads, compile: as for ``Predictor``; an ONNX file is not compiled.
             confidence_needed: a frame that asks for confidence is an error where an ONNX file gives no logits; else it
                 goes without, which is logged once.
 

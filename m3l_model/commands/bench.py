@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 from m3l_model.bench import Case, measure_in_turn
@@ -42,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
     parser.add_argument("--frames", type=positive, default=30, metavar="N", help="default: %(default)s")
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also measure each checkpoint or named backbone with torch.compile, which takes minutes to start",
+    )
+    parser.add_argument(
         "--transformers",
         action="store_true",
         help="also measure transformers' SegFormer of each checkpoint's or named backbone, on colour alone",
@@ -61,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
         cases = _cases(args, model, size)
         found = measure_in_turn(cases, args.frames)
         for case, measured in zip(cases, found, strict=True):
-            name = model if case.implementation == "ours" else f"{case.implementation} {model}"
             values = (
-                name[-23:],
+                _name(case)[-23:],
                 measured.device,
                 measured.precision,
                 f"{size[0]}x{size[1]}",
@@ -81,8 +86,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _name(case: Case) -> str:
+    if case.implementation != "ours":
+        return f"{case.implementation} {case.model}"
+    return f"compiled {case.model}" if case.compile else case.model
+
+
 def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[Case]:
-    """Give a model in all precisions and states, then what it is compared with."""
+    """Give a model in all precisions and states, then compiled, then what it is compared with."""
     common = (args.threads, size)
     is_onnx = model.endswith(".onnx")
     precisions = args.precision
@@ -94,6 +105,8 @@ def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[
     ]
     if is_onnx:
         return cases
+    if args.compile:
+        cases += [replace(case, compile=True) for case in cases]
     if args.reference:
         cases.append(Case(model, args.device, "fp32", *common, "both", "reference", args.reference))
     if args.transformers:

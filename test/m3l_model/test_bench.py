@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from m3l_model import LinearFusionSegmenter, M3LError, save_checkpoint
-from m3l_model.bench import Case, Measurement, count_gflop, measure_in_turn, random_frame
+from m3l_model.bench import Case, Measurement, _prepare, count_gflop, measure_in_turn, random_frame
 from m3l_model.cli import main
 
 
@@ -113,6 +113,34 @@ def test_an_exported_file_is_measured_in_the_precision_it_has(monkeypatch: pytes
         assert main(["bench", "model.onnx", "--state", "both", *arguments]) == 0
         assert measured == precisions
         measured.clear()
+
+
+def test_a_compiled_network_is_measured_beside_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, str, bool]] = []
+
+    def measure(cases: list[Case], frames: int) -> list[Measurement]:
+        measured.extend((case.model, case.state, case.compile) for case in cases)
+        return [Measurement("cpu", "float32", (0.1,), None, 1.0)] * len(cases)
+
+    monkeypatch.setattr("m3l_model.commands.bench.measure_in_turn", measure)
+    assert main(["bench", "mit_b0", "model.onnx", "--precision", "fp32", "--compile"]) == 0
+    assert measured == [
+        ("mit_b0", "both", False),
+        ("mit_b0", "rgb_only", False),
+        ("mit_b0", "both", True),
+        ("mit_b0", "rgb_only", True),
+        ("model.onnx", "both", False),
+        ("model.onnx", "rgb_only", False),
+    ]
+
+
+def test_a_case_says_whether_its_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(network))
+    for compile in (False, True):
+        assert len(compiled) == 0
+        _prepare(Case("mit_b0", "cpu", "fp32", 0, (64, 96), compile=compile))
+    assert len(compiled) == 1
 
 
 @pytest.mark.parametrize("size", ["640", "0x640", "480x-640", "480x640x3"])

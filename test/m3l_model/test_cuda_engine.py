@@ -17,8 +17,8 @@ import torch
 
 from m3l_model import LinearFusionSegmenter, Predictor, device_images, labelling
 from m3l_model.checkpoint import Metadata
-from m3l_model.cuda_engine import CudaEngine, _Buffers, _capture, _Compiled, segment_raw
-from m3l_model.engine import Request
+from m3l_model.cuda_engine import CudaEngine, _Buffers, _capture, segment_raw
+from m3l_model.engine import Compiled, Request
 from m3l_model.labelling import Labels
 from m3l_model.labels import LabelSet
 from m3l_model.prepared import PreparedSegmenter
@@ -110,7 +110,7 @@ def test_a_compiler_that_fails_is_done_without(
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
     inputs = torch.zeros(1), torch.zeros(1), torch.zeros(1), None
-    network = _Compiled(lambda *_: torch.ones(1))
+    network = Compiled(lambda *_: torch.ones(1))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="no compiler"):
         network(*inputs)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,3 +174,23 @@ def test_bf16_agrees_with_fp32_on_most_pixels(checkpoint: Path, frame: tuple) ->
     exact = Predictor.from_checkpoint(checkpoint, "cpu", "fp32").predict(*frame)
     rough = Predictor.from_checkpoint(checkpoint, "cpu", "bf16").predict(*frame)
     assert (exact.labels == rough.labels).mean() > 0.9
+
+
+def test_a_network_is_compiled_on_the_cpu_too(
+    checkpoint: Path, frame: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def compile(network: Callable[..., torch.Tensor], dynamic: bool) -> Callable[..., torch.Tensor]:
+        def call(*inputs: Any) -> torch.Tensor:
+            calls.append(len(inputs))
+            return network(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    expected = Predictor.from_checkpoint(checkpoint, "cpu").predict(*frame)
+    assert not calls
+    found = Predictor.from_checkpoint(checkpoint, "cpu", compile=True).predict(*frame)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(found.labels, expected.labels)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,15 @@ def test_a_network_is_measured_beside_its_floor(
     gflop = count_gflop("mit_b0", inference_gpu.CLASSES, (64, 96))
     assert f"floor {gflop:.2f} ms of arithmetic" in printed  # at 10^12 a second
     assert (tmp_path / "profile_mit_b0_fp32.txt").read_text().strip()
+
+
+def test_a_compiled_network_is_measured_on_a_gpu_only(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(repository / "bench"))
+    baselines = importlib.import_module("inference_baselines")
+    for device, compiled in (("cpu", []), ("cuda", ["ours fp16 compiled"])):
+        options = argparse.Namespace(device=device, threads=1, size="64x96", reference=None)
+        cases = baselines._cases("mit_b0", options)
+        assert [name for name, case in cases.items() if case.compile] == compiled
+    del sys.modules["inference_baselines"]
