@@ -17,7 +17,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from m3l_model.bench import time_calls
-from m3l_model.labelling import label
+from m3l_model.cuda_engine import capture
+from m3l_model.engine import one_line
+from m3l_model.labelling import Labels, label
 from m3l_model.prepared import PreparedSegmenter
 from m3l_model.segmenter import LinearFusionSegmenter
 
@@ -61,19 +63,40 @@ def main() -> int:
 
 
 def latency(network: PreparedSegmenter, batch: int, size: tuple[int, int], frames: int) -> float:
-    """Give the median time, s, from a normalised batch to its labels on the device."""
+    """Give the median time, s, from a normalised batch to its labels on the device, on a GPU as one CUDA graph."""
     device = network.device
     rgb, depth = torch.randn(batch, 3, *size, device=device), torch.randn(batch, 1, *size, device=device)
     missing = torch.zeros(batch, 2, dtype=torch.bool, device=device)
 
-    def frame() -> None:
-        with torch.inference_mode():
-            label(network(rgb, depth, missing), size)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    @torch.inference_mode()
+    def frame() -> Labels:
+        return label(network(rgb, depth, missing), size)
 
-    call: Callable[[], None] = frame
+    call: Callable[[], object] = frame
+    if device.type == "cuda":
+        call = replayed(frame, device, f"batch of {batch}, {size[0]}x{size[1]}")
     return statistics.median(time_calls(call, frames))
+
+
+def replayed(frame: Callable[[], object], device: torch.device, name: str) -> Callable[[], None]:
+    """Capture what computes a frame; give what replays it (or runs it, where it cannot be captured) and waits."""
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
+            frame()
+    stream.synchronize()
+    run: Callable[[], object] = frame
+    try:
+        graph, _ = capture(frame, stream)
+        run = graph.replay
+    except RuntimeError as error:
+        print(f"{name}: no CUDA graph, timed eager: {one_line(error.__context__ or error)}")
+
+    def call() -> None:
+        run()
+        torch.cuda.synchronize(device)
+
+    return call
 
 
 def plot(areas: dict[str, list[float]], batches: dict[str, list[float]], out: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from m3l_model.preprocessing import Preprocessing
 from m3l_model.segmenter import LinearFusionSegmenter
 
 _logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 IN_FLIGHT = 2
 _SHAPES_KEPT = 4
@@ -188,7 +190,7 @@ class _Program:
                 self.segment()
         stream.synchronize()
         try:
-            self._graph, self._outputs = _capture(self.segment, stream)
+            self._graph, self._outputs = capture(self.segment, stream)
         except RuntimeError as error:
             # What ends a failed capture says only that it failed; a name for what caused it would make a cycle.
             _logger.warning(
@@ -203,20 +205,27 @@ class _Program:
         return self._outputs
 
 
-def _capture(segment: Callable[[], Labels], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Labels]:
+def capture(call: Callable[[], _T], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, _T]:
     """Capture a call as a graph; other threads may use the GPU meanwhile.
 
     torch 2.13 does not end a capture that failed midway: its allocator goes on taking it for one under way, keeps its
     memory and gives none back to the system, and the stream stays the current one. Here both are put right.
 
+    Args:
+        call: what to capture; it ran before, so that what it makes once is made.
+        stream: a stream other than the default one.
+
+    Returns:
+        The graph and what the call returned, which each replay overwrites.
+
     Raises:
         RuntimeError: the call cannot be captured.
     """
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     try:
-        with torch.cuda.stream(stream), capture:
-            outputs = segment()
+        with torch.cuda.stream(stream), capturing:
+            outputs = call()
     except RuntimeError:
         with suppress(AttributeError, RuntimeError):  # a torch without these, or the capture was ended
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)

@@ -17,7 +17,7 @@ import torch
 
 from m3l_model import LinearFusionSegmenter, Predictor, device_images, labelling
 from m3l_model.checkpoint import Metadata
-from m3l_model.cuda_engine import CudaEngine, _Buffers, _capture, segment_raw
+from m3l_model.cuda_engine import CudaEngine, _Buffers, capture, segment_raw
 from m3l_model.engine import Compiled, Request
 from m3l_model.labelling import Labels
 from m3l_model.labels import LabelSet
@@ -183,7 +183,7 @@ def test_a_capture_that_failed_is_ended_for_the_allocator(monkeypatch: pytest.Mo
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="previous error") as raised:
-        _capture(segment, cast(torch.cuda.Stream, stream))
+        capture(segment, cast(torch.cuda.Stream, stream))
     assert "not permitted" in str(raised.value.__context__)
     assert calls == [("_cuda_endAllocateToPool", 1, (0, 7)), ("_cuda_releasePool", 1, (0, 7))]
 

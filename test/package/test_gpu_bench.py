@@ -8,6 +8,7 @@ import importlib
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -77,3 +78,26 @@ def test_a_compiled_network_is_measured_on_a_gpu_only(
         cases = baselines._cases("mit_b0", options)
         assert [name for name, case in cases.items() if case.compile] == compiled
     del sys.modules["inference_baselines"]
+
+
+@pytest.mark.usefixtures("cuda_on_cpu")
+def test_growth_is_timed_of_a_graph_and_eager_where_there_is_none(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(repository / "bench"))
+    growth = importlib.import_module("inference_growth")
+    frame, graph = MagicMock(), MagicMock()
+    eager = growth.replayed(frame, torch.device("cpu"), "batch of 1")
+    assert capsys.readouterr().out == "batch of 1: no CUDA graph, timed eager: no capture on the CPU\n"
+    frame.reset_mock()
+    eager()
+    assert frame.call_count == 1
+
+    monkeypatch.setattr(torch.cuda, "graph", MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    replay = growth.replayed(frame, torch.device("cpu"), "batch of 1")
+    frame.reset_mock()
+    replay()
+    assert (frame.call_count, graph.replay.call_count) == (0, 1)
+    assert not capsys.readouterr().out
+    del sys.modules["inference_growth"]
