@@ -43,7 +43,8 @@ class Predictor:
         model: the network, with metadata. It is rearranged at once: what is trained further must be prepared anew.
         device: ``auto`` (the GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``...
         precision: ``auto`` (the GPU: bf16 where it has it, else fp16; the CPU: bf16 where its vector or matrix unit
-            computes with it, else fp32), ``fp32``, ``bf16``, ``fp16``.
+            computes with it, else fp32), ``fp32``, ``bf16``, ``fp16``. In fp32 a GPU's convolutions are in TF32 where
+            ``torch.backends.cudnn.allow_tf32`` is on, as it is unless it was changed.
         threads: of the CPU; 0 leaves it to torch.
         compile: let torch.compile fuse the network's operators, which takes minutes at the first frame of a size and
             needs a C++ compiler. On the CPU it is slower than without (docs/performance.md); on a GPU it was never

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -65,6 +66,7 @@ def test_a_network_is_measured_beside_its_floor(
     assert printed.startswith("mit_b0 fp32: frame ")
     gflop = count_gflop("mit_b0", inference_gpu.CLASSES, (64, 96))
     assert f"floor {gflop:.2f} ms of arithmetic" in printed  # at 10^12 a second
+    assert " ms with two in flight, NO graph, eager " in printed
     assert (tmp_path / "profile_mit_b0_fp32.txt").read_text().strip()
 
 
@@ -101,3 +103,25 @@ def test_growth_is_timed_of_a_graph_and_eager_where_there_is_none(
     assert (frame.call_count, graph.replay.call_count) == (0, 1)
     assert not capsys.readouterr().out
     del sys.modules["inference_growth"]
+
+
+def test_a_frame_is_submitted_before_the_one_ahead_of_it_is_waited_for(inference_gpu: Any) -> None:
+    events: list[tuple[str, int]] = []
+
+    class Engine:
+        def submit(self, request: int) -> Callable[[], None]:
+            number = sum(kind == "submit" for kind, _ in events)
+            events.append(("submit", number))
+            return lambda: events.append(("wait", number))
+
+    assert inference_gpu.two_in_flight_ms(Engine(), None, count=2) > 0
+    assert events == [("submit", 0), ("submit", 1), ("wait", 0), ("submit", 2), ("wait", 1)]
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_the_device_line_says_whether_convolutions_are_tf32(
+    inference_gpu: Any, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    assert f"TF32 in fp32 convolutions: {tf32}" in inference_gpu.described()
