@@ -117,7 +117,7 @@ class Compiled:
         try:
             return self._fused(rgb, depth, missing, depth_valid)
         except Exception as error:  # the compiler's errors are of many kinds
-            if torch.cuda.is_current_stream_capturing():  # it is the capture that failed
+            if rgb.is_cuda and torch.cuda.is_current_stream_capturing():  # it is the capture that failed
                 raise
             _logger.warning("torch.compile failed, going on without it: %s", one_line(error))
             self._fused = self._network

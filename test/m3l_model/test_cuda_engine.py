@@ -109,7 +109,8 @@ def test_a_compiler_that_fails_is_done_without(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    inputs = torch.zeros(1), torch.zeros(1), torch.zeros(1), None
+    on_gpu = cast(torch.Tensor, SimpleNamespace(is_cuda=True))
+    inputs = on_gpu, on_gpu, on_gpu, None
     network = Compiled(lambda *_: torch.ones(1))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="no compiler"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,4 +194,18 @@ def test_a_network_is_compiled_on_the_cpu_too(
     assert not calls
     found = Predictor.from_checkpoint(checkpoint, "cpu", compile=True).predict(*frame)
     assert len(calls) == 1
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_compiler_that_is_not_there_is_done_without(
+    checkpoint: Path, frame: tuple, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    expected = Predictor.from_checkpoint(checkpoint, "cpu").predict(*frame)
+    with caplog.at_level(logging.WARNING):
+        found = Predictor.from_checkpoint(checkpoint, "cpu", compile=True).predict(*frame)
+    assert caplog.messages == ["torch.compile failed, going on without it: no C++ compiler"]
     np.testing.assert_array_equal(found.labels, expected.labels)
