@@ -136,7 +136,7 @@ class _Conv(NamedTuple):
         assert conv.bias is not None
         weight = (conv.weight if weight is None else weight).detach().to(dtype)
         return cls(
-            weight if conv.groups > 1 else weight.contiguous(memory_format=torch.channels_last),
+            weight if conv.groups > 1 else _channels_last(weight),
             conv.bias.detach().to(dtype),
             conv.stride[0],
             int(conv.padding[0]),
@@ -155,6 +155,14 @@ class _Conv(NamedTuple):
         image = x_BHWC.permute(0, 3, 1, 2)
         y = onednn.conv_gelu(image, self.weight, self.bias, self.padding, self.groups)
         return y.permute(0, 2, 3, 1)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """Lay a convolution's weight out as (out, h, w, in), whose strides then tell the result's layout.
+
+    Of one channel ``contiguous(memory_format=torch.channels_last)`` leaves the strides as they are.
+    """
+    return weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 class _Norm:

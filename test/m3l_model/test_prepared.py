@@ -195,3 +195,13 @@ def test_the_model_it_was_made_of_is_left_as_it_was() -> None:
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_embedding_of_an_image_is_channels_last(channels: int) -> None:
+    """Else the LayerNorm that follows copies the map."""
+    encoder = PreparedSegmenter(LinearFusionSegmenter("mit_b0", 5).eval())._encoder
+    embed = encoder.embed_equal_channels if channels == 1 else encoder.first.embed
+    with torch.inference_mode():
+        assert embed(torch.randn(2, 64, 96, channels).contiguous()).is_contiguous()
+        assert embed(torch.randn(2, channels, 64, 96).permute(0, 2, 3, 1)).is_contiguous()
