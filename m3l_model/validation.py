@@ -92,7 +92,7 @@ def panels(
         labels: gives the classes their colours.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8; right of a row that is narrower than others, black.
     """
     taught, learnt = _predictor(teacher), _predictor(student)
     rows = []
@@ -109,7 +109,8 @@ def panels(
         if depth is None:
             tiles.append(np.zeros_like(sample.rgb))
         rows.append(np.hstack([_tile(image, sample.rgb.shape[:2]) for image in tiles]))
-    return np.vstack(rows)
+    widest = max(row.shape[1] for row in rows)
+    return np.vstack([np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows])
 
 
 def _predictor(model: LinearFusionSegmenter) -> Predictor:
