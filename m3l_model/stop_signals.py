@@ -12,9 +12,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While it is entered, the first SIGTERM or SIGINT sets ``requested``; a second one acts as it did before.
+    """While it is entered, SIGTERM and SIGINT set ``requested``; a second SIGINT acts as it did before.
 
-    In a thread other than the main one, where signals cannot be caught, it does nothing.
+    A further SIGTERM changes nothing: a scheduler signals every process of a job, and a launcher among them hands the
+    signal on to its own. In a thread other than the main one, where signals cannot be caught, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -29,13 +30,11 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])

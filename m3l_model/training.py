@@ -38,7 +38,7 @@ from m3l_model.run_log import RunLog
 from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, load_state, save_state
 from m3l_model.segmenter import LinearFusionSegmenter
 from m3l_model.stop_signals import StopSignals
-from m3l_model.training_frames import TrainingFrames
+from m3l_model.training_frames import NetworkFrames, TrainingFrames
 from m3l_model.training_memory import check_memory, step_bytes
 from m3l_model.validation import merit, panels, plan_validation, validate
 from m3l_model.views import make_views
@@ -135,7 +135,8 @@ def train(
         allow_unlabelled_classes: train although some class of the label set is in no labelled frame.
 
     Returns:
-        The checkpoint's path; None where SIGTERM or SIGINT ended the run early, with its state written.
+        The checkpoint's path; None where SIGTERM or SIGINT ended the run early: with its state written, or before its
+        first step, with nothing written.
 
     Raises:
         M3LError: the folder exists or cannot be written, a bag, label, device or weights cannot be used, there is not
@@ -143,6 +144,71 @@ def train(
     """
     machine = machine or Machine()
     intervals = intervals or Intervals()
+    with StopSignals() as stop:
+        ready = _prepare(
+            config, frames, out, seed, machine, pretrained, resume, allow_unlabelled_classes, stop
+        )
+        if ready is None:
+            return None
+        fabric = ready.fabric
+        fabric.launch()
+        if ranks.any_of_us(stop.requested):
+            return None
+        learner = Learner(config, ready.network, fabric)
+        identity = RunIdentity(config, seed, frames.label_set.classes, frames.digest(), pretrained)
+        progress = Progress()
+        if (out / STATE_FILE).is_file():
+            progress = load_state(out, learner, identity)
+        fabric.barrier()
+        run = _Run(learner, frames, ready.validation, out, identity, intervals, fabric.is_global_zero)
+        if fabric.is_global_zero:
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+            run.write_facts(
+                {"workers": ready.workers, **dataclasses.asdict(machine), "device": str(fabric.device)}, notes
+            )
+        steps = [config.step_frames(step) for step in range(config.steps)]
+        sampler = StepSampler(
+            frames.labelled,
+            frames.unlabelled,
+            steps,
+            seed,
+            progress.steps,
+            fabric.global_rank,
+            fabric.world_size,
+        )
+        batches = read_batches(ready.frames, sampler, ready.workers)
+        progress = run.go(learn(learner, batches, seed, progress.steps, fabric), progress, stop)
+        if progress.steps < config.steps:
+            return None
+        if fabric.is_global_zero:
+            save_checkpoint(out / CHECKPOINT_FILE, learner.model)
+        fabric.barrier()
+        return out / CHECKPOINT_FILE
+
+
+class _Ready(NamedTuple):
+    """What a run needs for its first step."""
+
+    fabric: Fabric
+    workers: int
+    validation: EvaluationPlan | None
+    frames: NetworkFrames
+    network: LinearFusionSegmenter
+
+
+def _prepare(
+    config: TrainConfig,
+    frames: TrainingFrames,
+    out: Path,
+    seed: int,
+    machine: Machine,
+    pretrained: str | None,
+    resume: bool,
+    allow_unlabelled_classes: bool,
+    stop: StopSignals,
+) -> _Ready | None:
+    """Do what comes before the processes are started; None where one that is alone is to stop."""
     if is_first_process():
         check_folder(out)
     if out.exists() and not resume and is_first_process():
@@ -158,6 +224,8 @@ def train(
     if is_first_process():
         frames.check_labels(workers, allow_unlabelled_classes)
         frames.check_overlap()
+    if stop.requested and fabric.world_size == 1:
+        return None  # of several, the others wait until this one has started too
     at_network_size = frames.at_network_size(config.preprocessing())
     height, width = at_network_size[int(frames.labelled[0])].depth_m.shape
     network = new_network(config, frames.label_set, seed, pretrained)
@@ -165,39 +233,7 @@ def train(
     window = config.window(height, width)
     needed = step_bytes(config, network.num_classes, parameters, window, fabric.world_size)
     check_memory(needed, config, choose_device(machine.device), machine.local_processes)
-    fabric.launch()
-
-    learner = Learner(config, network, fabric)
-    identity = RunIdentity(config, seed, frames.label_set.classes, frames.digest(), pretrained)
-    progress = Progress()
-    if (out / STATE_FILE).is_file():
-        progress = load_state(out, learner, identity)
-    fabric.barrier()
-    run = _Run(learner, frames, validation, out, identity, intervals, fabric.is_global_zero)
-    if fabric.is_global_zero:
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-        run.write_facts(
-            {"workers": workers, **dataclasses.asdict(machine), "device": str(fabric.device)}, notes
-        )
-    steps = [config.step_frames(step) for step in range(config.steps)]
-    sampler = StepSampler(
-        frames.labelled,
-        frames.unlabelled,
-        steps,
-        seed,
-        progress.steps,
-        fabric.global_rank,
-        fabric.world_size,
-    )
-    batches = read_batches(at_network_size, sampler, workers)
-    progress = run.go(learn(learner, batches, seed, progress.steps, fabric), progress)
-    if progress.steps < config.steps:
-        return None
-    if fabric.is_global_zero:
-        save_checkpoint(out / CHECKPOINT_FILE, learner.model)
-    fabric.barrier()
-    return out / CHECKPOINT_FILE
+    return _Ready(fabric, workers, validation, at_network_size, network)
 
 
 def is_first_process() -> bool:
@@ -301,14 +337,15 @@ class _Run:
         partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         partial.replace(self._out / "run.json")
 
-    def go(self, results: Iterator[tuple[StepResult, StepTime]], progress: Progress) -> Progress:
+    def go(
+        self, results: Iterator[tuple[StepResult, StepTime]], progress: Progress, stop: StopSignals
+    ) -> Progress:
         """Do the steps that are left, or those until a signal asks for a stop.
 
         Returns:
             How far the run is; its state is on the disk.
         """
         with ExitStack() as opened:
-            stop = opened.enter_context(StopSignals())
             log = opened.enter_context(self._log(progress)) if self._writes else None
             bar = opened.enter_context(self._bar(progress))
             if log and progress.look_due:

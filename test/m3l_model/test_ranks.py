@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -36,28 +37,32 @@ def run(count: int, *arguments: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("processes", "signalled"),
-    [(["--devices", "2", "--workers", "0"], os.kill), (["--workers", "2"], os.killpg)],
-    ids=["first of two ranks", "loader workers too"],
-)
-def test_sigterm_stops_all_processes_of_a_run_with_its_state(
-    tmp_path: Path, processes: list[str], signalled: Callable[[int, int], None]
-) -> None:
-    write_bag(tmp_path / "bag")
-    (tmp_path / "recipe.yaml").write_text(
+class Stopped(NamedTuple):
+    """How a run ended that was signalled."""
+
+    returncode: int
+    said: str
+    errors: str
+
+
+def stopped_run(
+    folder: Path, launcher: Sequence[str], processes: Sequence[str], signalled: Callable[[int, int], None]
+) -> Stopped:
+    """Start a long run in a folder, and signal it when its first state is there."""
+    write_bag(folder / "bag")
+    (folder / "recipe.yaml").write_text(
         "{mean_teacher: true, short_side: 32, crop: 1.0, steps: 5000, labelled_batch: 2, unlabelled_batch: 2}"
     )
-    (tmp_path / "labels.yaml").write_text(
+    (folder / "labels.yaml").write_text(
         "{name: two, classes: [{name: a, color: [1, 2, 3], ids: [0]}, {name: b, color: [4, 5, 6], ids: [1, 2]}]}"
     )
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "m3l_model", "train", "--bag", "bag", "--label-set", "labels.yaml"]
-    command += ["--config", "recipe.yaml", "--out", str(out), "--device", "cpu", *processes]
+    out = folder / "run"
+    command = [sys.executable, *launcher, "-m", "m3l_model", "train", "--bag", "bag", "--out", str(out)]
+    command += ["--label-set", "labels.yaml", "--config", "recipe.yaml", "--device", "cpu", *processes]
     command += ["--save-every", "1", "--allow-unlabelled-classes"]
     process = subprocess.Popen(
         command,
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -74,10 +79,41 @@ def test_sigterm_stops_all_processes_of_a_run_with_its_state(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors[-3000:]
-    assert said.startswith("stopped early; go on with --resume")
+    return Stopped(process.returncode, said, errors[-3000:])
+
+
+def assert_state_is_of_the_log(out: Path) -> None:
     done = json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["steps"]
     assert [line["step"] for line in read_log(out)] == list(range(done))
+
+
+@pytest.mark.parametrize(
+    ("processes", "signalled"),
+    [(["--devices", "2", "--workers", "0"], os.kill), (["--workers", "2"], os.killpg)],
+    ids=["first of two ranks", "loader workers too"],
+)
+def test_sigterm_stops_all_processes_of_a_run_with_its_state(
+    tmp_path: Path, processes: list[str], signalled: Callable[[int, int], None]
+) -> None:
+    ended = stopped_run(tmp_path, (), processes, signalled)
+    assert ended.returncode == 0, ended.errors
+    assert ended.said.startswith("stopped early; go on with --resume")
+    assert_state_is_of_the_log(tmp_path / "run")
+
+
+def signal_job(process: int, number: int) -> None:
+    """Signal a launcher's processes, and then itself, as a scheduler does; it hands the signal on to them again."""
+    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+        os.kill(int(child), number)
+    os.kill(process, number)
+
+
+def test_sigterm_to_all_of_torchrun_s_processes_leaves_their_state(tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    ended = stopped_run(tmp_path, torchrun, ("--workers", "0"), signal_job)
+    assert ended.said.startswith("stopped early; go on with --resume"), ended.errors
+    assert ended.returncode == 1  # torchrun's own
+    assert_state_is_of_the_log(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,53 @@ def test_a_signal_writes_the_state_and_resume_ends_with_the_same_bits(
     expected = load_checkpoint(whole / CHECKPOINT_FILE).state_dict()
     found = load_checkpoint(out / CHECKPOINT_FILE).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@contextlib.contextmanager
+def no_death() -> Iterator[None]:
+    """Where a SIGTERM is let through, the test fails, rather than the process of all tests."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the signal was let through"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_sigterm_does_not_end_a_run_without_its_state(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = signalled_at(1)
+    monkeypatch.setattr(Learner, "step", signalled_at(1, step=once))
+    with no_death():
+        config, out = small(load_config("supervised"), steps=5), tmp_path / "run"
+        assert train(config, frames_of(block_bag), out, seed=3, machine=CPU) is None
+    assert json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["steps"] == 2
+
+
+def test_a_second_sigint_aborts(tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = signalled_at(1, signal.SIGINT)
+    monkeypatch.setattr(Learner, "step", signalled_at(1, signal.SIGINT, step=once))
+    with pytest.raises(KeyboardInterrupt):
+        train(small(load_config("supervised")), frames_of(block_bag), tmp_path / "run", seed=3, machine=CPU)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(TrainingFrames, "check_labels"), (training, "new_network"), (Fabric, "launch")]
+)
+def test_a_sigterm_before_the_first_step_leaves_nothing(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    original = getattr(owner, name)
+
+    def signalled(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, signalled)
+    with no_death():
+        config, out = small(load_config("supervised")), tmp_path / "run"
+        assert train(config, frames_of(block_bag), out, seed=3, machine=CPU) is None
+    assert not out.exists()
 
 
 def test_seconds_that_were_not_all_logged_are_not_summed(tmp_path: Path) -> None:
