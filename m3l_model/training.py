@@ -436,7 +436,7 @@ class _Meter:
 def _check_shares(config: TrainConfig, processes: int) -> None:
     """See that every process gets as many frames as every other, and no sample's partner."""
     each = processes * (2 if config.cutmix and processes > 1 else 1)
-    for name in ("labelled_batch", "unlabelled_batch"):
+    for name in ("labelled_batch", *(["unlabelled_batch"] if config.mean_teacher else [])):
         if getattr(config, name) % each:
             pairs = ", in pairs for cutmix" if each > processes else ""
             raise M3LError(

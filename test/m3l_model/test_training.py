@@ -534,6 +534,20 @@ def test_machines_that_cannot_be_are_refused(tmp_path: Path, block_bag: Path) ->
             train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=machine)
 
 
+@pytest.mark.parametrize("recipe", ["supervised", "mean_teacher"])
+def test_frames_that_a_recipe_does_not_take_need_not_be_shared(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    config = small(load_config(recipe, cutmix=False), labelled_batch=3, unlabelled_batch=2)
+    monkeypatch.setattr(Fabric, "launch", lambda self: pytest.fail("processes are started"))
+    taken = recipe == "mean_teacher"
+    with pytest.raises(
+        M3LError if taken else pytest.fail.Exception,
+        match="unlabelled_batch 2 cannot be shared by 3 processes" if taken else "processes are started",
+    ):
+        train(config, frames_of(block_bag), tmp_path / "run", seed=0, machine=Machine("cpu", devices=3))
+
+
 def test_a_label_set_s_own_ignore_id_is_ignored(block_bag: Path) -> None:
     labels = dataclasses.replace(LABELS, id_map={0: 0, 1: 1, 2: 200}, ignore_id=200)
     frames = frames_of(block_bag, labels).at_network_size(small(load_config("m3l")).preprocessing())
