@@ -63,7 +63,29 @@ class Progress:
     look_due: bool = False
 
 
-def save_state(folder: Path, learner: Learner, identity: RunIdentity, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run may go on with another of, but then ends with other figures.
+
+    Attributes:
+        precision: of the arithmetic, as ``training.Machine`` has it.
+        device: its kind.
+        processes: that share the steps.
+    """
+
+    precision: str = "32"
+    device: str = "cpu"
+    processes: int = 1
+
+    def texts(self) -> dict[str, str]:
+        """Give a text for each, with those of torch."""
+        own = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        return {name: str(value) for name, value in {**own, **dataclasses.asdict(self)}.items()}
+
+
+def save_state(
+    folder: Path, learner: Learner, identity: RunIdentity, progress: Progress, surroundings: Surroundings
+) -> None:
     """Write the state; it is replaced whole or not at all.
 
     Raises:
@@ -71,8 +93,7 @@ def save_state(folder: Path, learner: Learner, identity: RunIdentity, progress: 
     """
     header = {
         "format": _FORMAT,
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
+        **surroundings.texts(),
         "identity": json.dumps(identity.plain()),
         "progress": json.dumps(dataclasses.asdict(progress)),
         "scaler": json.dumps(learner.scaler),
@@ -80,8 +101,17 @@ def save_state(folder: Path, learner: Learner, identity: RunIdentity, progress: 
     write_tensors(folder / STATE_FILE, learner.state(), header)
 
 
-def load_state(folder: Path, learner: Learner, identity: RunIdentity) -> Progress:
-    """Read the state into a learner; warns where torch or its threads are others, so that figures may differ.
+def load_state(
+    folder: Path, learner: Learner, identity: RunIdentity, surroundings: Surroundings, warns: bool = True
+) -> Progress:
+    """Read the state into a learner.
+
+    Args:
+        folder: of the run.
+        learner: of the same recipe.
+        identity: of the run that is to go on.
+        surroundings: in which it goes on.
+        warns: whether to say where these are others, so that figures may differ.
 
     Raises:
         CheckpointError: it cannot be read, or is of another run.
@@ -97,20 +127,23 @@ def load_state(folder: Path, learner: Learner, identity: RunIdentity) -> Progres
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); remove {folder} and start anew") from error
     _require_same(path, found, identity.plain())
-    for what, now in (("torch", torch.__version__), ("threads", str(torch.get_num_threads()))):
-        if header.get(what) != now:
-            _logger.warning(
-                "%s: written with %s %s, now %s: the result may differ in its last digits",
-                path,
-                what,
-                header.get(what),
-                now,
-            )
+    if warns:
+        _warn_of_changes(path, header, surroundings.texts())
     try:
-        learner.load_state(tensors, scaler)
+        learner.load_state(tensors, scaler or learner.scaler)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit this recipe's network: {error}") from error
     return progress
+
+
+def _warn_of_changes(path: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    """Say in one line what changed of what both name; older states name less."""
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if not changed:
+        return
+    old, new = (", ".join(f"{name} {texts[name]}" for name in changed) for texts in (before, now))
+    differs = "will differ" if "precision" in changed else "may differ in its last digits"
+    _logger.warning("%s: written with %s, now %s: the result %s", path, old, new, differs)
 
 
 def _require_same(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:

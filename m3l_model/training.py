@@ -11,11 +11,11 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from m3l_model.predictor import choose_device
 from m3l_model.pretrained import load_pretrained
 from m3l_model.recipe import TrainConfig
 from m3l_model.run_log import RunLog
-from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, load_state, save_state
+from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, Surroundings, load_state, save_state
 from m3l_model.segmenter import LinearFusionSegmenter
 from m3l_model.stop_signals import StopSignals
 from m3l_model.training_frames import NetworkFrames, TrainingFrames
@@ -47,6 +47,8 @@ PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_FILE = "best.safetensors"
 _PANELS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,18 @@ def train(
             return None
         learner = Learner(config, ready.network, fabric)
         identity = RunIdentity(config, seed, frames.label_set.classes, frames.digest(), pretrained)
-        progress = Progress()
-        if (out / STATE_FILE).is_file():
-            progress = load_state(out, learner, identity)
-        fabric.barrier()
-        run = _Run(learner, frames, ready.validation, out, identity, intervals, fabric.is_global_zero)
+        surroundings = Surroundings(machine.precision, fabric.device.type, fabric.world_size)
+        progress = _go_on(out, learner, identity, surroundings, fabric)
+        run = _Run(
+            learner,
+            frames,
+            ready.validation,
+            out,
+            identity,
+            surroundings,
+            intervals,
+            fabric.is_global_zero,
+        )
         if fabric.is_global_zero:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
@@ -259,6 +268,46 @@ def new_network(
     return network
 
 
+def _go_on(
+    out: Path, learner: Learner, identity: RunIdentity, surroundings: Surroundings, fabric: Fabric
+) -> Progress:
+    """Load the state, where there is one, in every process.
+
+    Raises:
+        M3LError: it cannot be used, or not every process finds the same; in all of them.
+    """
+
+    def load() -> Progress:
+        if not (out / STATE_FILE).is_file():
+            return Progress()
+        return load_state(out, learner, identity, surroundings, fabric.is_global_zero)
+
+    progress = _all_or_none(load)
+    if ranks.any_of_us(progress != fabric.broadcast(progress)):
+        raise M3LError(
+            f"{out / STATE_FILE}: not every process finds the same state (this one of {progress.steps} steps); let "
+            "--out be a folder that all machines share"
+        )
+    return progress
+
+
+def _all_or_none(work: Callable[[], T]) -> T:
+    """Do what may be refused in some processes; then it is in all, rather than that the others wait for those.
+
+    Raises:
+        M3LError: this process's, or that of another.
+    """
+    done: T | None = None
+    refusal: M3LError | None = None
+    try:
+        done = work()
+    except M3LError as error:
+        refusal = error
+    if ranks.any_of_us(refusal is not None):
+        raise refusal or M3LError("another process of this run cannot go on; it says why")
+    return cast(T, done)
+
+
 class StepTime(NamedTuple):
     """Seconds that a step took, and those of them that were spent waiting for its frames."""
 
@@ -296,6 +345,7 @@ class _Run:
         validation: what is validated, and how; None where no frame is set apart for it.
         out: its folder.
         identity: of the run.
+        surroundings: in which it goes on.
         intervals: of states and validations.
         writes: whether this is the first process.
     """
@@ -307,6 +357,7 @@ class _Run:
         validation: EvaluationPlan | None,
         out: Path,
         identity: RunIdentity,
+        surroundings: Surroundings,
         intervals: Intervals,
         writes: bool,
     ) -> None:
@@ -315,6 +366,7 @@ class _Run:
         self._validation = validation
         self._out = out
         self._identity = identity
+        self._surroundings = surroundings
         self._intervals = intervals
         self._writes = writes
 
@@ -385,7 +437,7 @@ class _Run:
 
     def _save(self, log: RunLog, progress: Progress) -> None:
         log.flush()
-        save_state(self._out, self._learner, self._identity, progress)
+        save_state(self._out, self._learner, self._identity, progress, self._surroundings)
 
     def _look(self, log: RunLog, progress: Progress) -> Progress:
         """Validate, keep the model if it is the best so far, and draw what the networks say.

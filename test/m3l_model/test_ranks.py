@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ranks_resume import go_on
 from torch import Tensor, nn
 from training_kills import write_bag
 
@@ -26,6 +27,7 @@ from m3l_model.run_log import read_log
 from m3l_model.run_state import STATE_FILE
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
+RESUME = Path(__file__).with_name("ranks_resume.py")
 
 
 def run(count: int, *arguments: str) -> dict[str, object]:
@@ -114,6 +116,30 @@ def test_sigterm_to_all_of_torchrun_s_processes_leaves_their_state(tmp_path: Pat
     assert ended.said.startswith("stopped early; go on with --resume"), ended.errors
     assert ended.returncode == 1  # torchrun's own
     assert_state_is_of_the_log(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_that_do_not_find_the_same_state_do_not_go_on(tmp_path: Path, damaged: bool) -> None:
+    write_bag(tmp_path / "bag")
+    go_on(tmp_path / "bag", tmp_path / "0")
+    if damaged:
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / STATE_FILE).write_bytes(b"nothing")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(RESUME), str(tmp_path / "bag"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    states = [tmp_path / rank / STATE_FILE for rank in "01"]
+    if damaged:
+        expected = ["0: another process of this run cannot go on", f"1: {states[1]}: not a readable"]
+    else:
+        expected = [
+            f"{rank}: {path}: not every process finds the same state (this one of {steps} steps); let --out be a "
+            "folder that all machines share"
+            for rank, (path, steps) in enumerate(zip(states, (2, 0), strict=True))
+        ]
+    said = sorted(result.stdout.splitlines())
+    assert len(said) == 2, result.stderr[-3000:]
+    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True)), said
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_samples import blocks, small
 
@@ -255,6 +256,68 @@ def test_a_state_from_before_a_field_was_there_is_of_its_default(tmp_path: Path,
     changed = dataclasses.replace(config, skip_missing=True)
     with pytest.raises(CheckpointError, match=r"skip_missing changed \(False, now True\)"):
         train(changed, frames, out, seed=3, machine=CPU, resume=True)
+
+
+WRITTEN_WITH = {
+    "other": ({"precision": "bf16-mixed", "device": "cuda", "processes": "4"}, "will differ"),
+    "fewer": ({"processes": "2"}, "may differ in its last digits"),
+    "same": ({}, None),
+}
+
+
+@pytest.mark.parametrize(("written", "differs"), WRITTEN_WITH.values(), ids=WRITTEN_WITH)
+def test_a_run_that_goes_on_elsewhere_says_so_in_one_line(
+    tmp_path: Path,
+    block_bag: Path,
+    caplog: pytest.LogCaptureFixture,
+    written: dict[str, str],
+    differs: str | None,
+) -> None:
+    config, frames, out = small(load_config("supervised"), steps=1), frames_of(block_bag), tmp_path / "run"
+    train(config, frames, out, seed=3, machine=CPU)
+    path = out / STATE_FILE
+    tensors, header = read_tensors(path)
+    assert {name: header[name] for name in ("precision", "device", "processes")} == {
+        "precision": "32",
+        "device": "cpu",
+        "processes": "1",
+    }
+    write_tensors(path, tensors, {**header, **written})
+    train(config, frames, out, seed=3, machine=CPU, resume=True)
+    was = ", ".join(f"{name} {value}" for name, value in written.items())
+    now = ", ".join(f"{name} {header[name]}" for name in written)
+    said = [f"{path}: written with {was}, now {now}: the result {differs}"] if differs else []
+    assert caplog.messages == said
+
+
+def test_a_state_that_does_not_say_where_it_was_written_goes_on(
+    tmp_path: Path, block_bag: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, frames, out = small(load_config("supervised"), steps=1), frames_of(block_bag), tmp_path / "run"
+    train(config, frames, out, seed=3, machine=CPU)
+    tensors, header = read_tensors(out / STATE_FILE)
+    older = {name: text for name, text in header.items() if name not in ("precision", "device", "processes")}
+    write_tensors(out / STATE_FILE, tensors, older)
+    assert train(config, frames, out, seed=3, machine=CPU, resume=True) == out / CHECKPOINT_FILE
+    assert not caplog.messages
+
+
+def test_a_run_goes_on_in_half_precision(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, frames, out = small(load_config("supervised"), steps=3), frames_of(block_bag), tmp_path / "run"
+    monkeypatch.setattr(Learner, "step", signalled_at(0))
+    train(config, frames, out, seed=3, machine=CPU)
+    monkeypatch.undo()
+    scaled = MixedPrecision("16-mixed", "cpu")  # which Fabric itself has for GPUs only
+    monkeypatch.setattr(Machine, "fabric", lambda self: Fabric(accelerator="cpu", devices=1, plugins=scaled))
+    half = Machine("cpu", precision="16-mixed", workers=0)
+    assert train(config, frames, out, seed=3, machine=half, resume=True) == out / CHECKPOINT_FILE
+    assert "written with precision 32, now precision 16-mixed: the result will differ" in caplog.text
+    header = read_tensors(out / STATE_FILE)[1]
+    assert header["precision"] == "16-mixed"
+    assert json.loads(header["scaler"])["scale"] > 0
+    assert [line["step"] for line in read_log(out)] == [0, 1, 2]
 
 
 def test_resume_refuses_the_state_of_another_run(tmp_path: Path, block_bag: Path) -> None:
