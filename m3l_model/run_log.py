@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,44 +29,60 @@ class RunLog:
         folder: of the run.
         start: steps that are done.
         look_due: whether the validation after these is still to be done, and logged.
+
+    Raises:
+        M3LError: the folder takes no more; every method raises it then.
     """
 
     def __init__(self, folder: Path, start: int, look_due: bool) -> None:
-        self._file = _continued(folder / LOG_FILE, start - 1)
-        self._validation = _continued(folder / VALIDATION_FILE, start - 1 if look_due else start)
-        self._board = SummaryWriter(str(folder / _BOARD), purge_step=start)
+        self._folder = folder
+        with ExitStack() as opened, _logging(folder):
+            opened.enter_context(_quiet_threads())
+            self._file = opened.enter_context(_continued(folder / LOG_FILE, start - 1))
+            self._validation = opened.enter_context(
+                _continued(folder / VALIDATION_FILE, start - 1 if look_due else start)
+            )
+            self._board = opened.enter_context(SummaryWriter(str(folder / _BOARD), purge_step=start))
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._validation.close()
-        self._board.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            with _logging(self._folder):
+                self._opened.close()
+        else:
+            with suppress(OSError):  # of what ended the run
+                self._opened.close()
 
     def step(self, result: StepResult, seconds: float) -> None:
         """Log a step, and how long it took."""
         fields = {**result._asdict(), "seconds": round(seconds, 4)}
-        self._file.write(json.dumps(fields) + "\n")
-        step = int(fields.pop("step"))
-        for name, value in fields.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+        with _logging(self._folder):
+            self._file.write(json.dumps(fields) + "\n")
+            step = int(fields.pop("step"))
+            for name, value in fields.items():
+                self._board.add_scalar(f"train/{name}", value, step)
 
     def validated(self, steps: int, miou: dict[str, float]) -> None:
         """Log validation scores after so many steps."""
-        self._validation.write(json.dumps({"step": steps, **miou}) + "\n")
-        for name, value in miou.items():
-            self._board.add_scalar(f"validation/{name}", value, steps)
+        with _logging(self._folder):
+            self._validation.write(json.dumps({"step": steps, **miou}) + "\n")
+            for name, value in miou.items():
+                self._board.add_scalar(f"validation/{name}", value, steps)
 
     def panel(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
         """Show an image (H, W, 3) uint8."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        with _logging(self._folder):
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Have what was logged so far outlive the process."""
-        self._file.flush()
-        self._validation.flush()
-        self._board.flush()
+        with _logging(self._folder):
+            self._file.flush()
+            self._validation.flush()
+            self._board.flush()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -84,6 +103,38 @@ def wall_seconds(folder: Path) -> float | None:
     """
     lines = _lines(folder / LOG_FILE)
     return sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None
+
+
+@contextmanager
+def _logging(folder: Path) -> Iterator[None]:
+    """Name the folder in what the system says of its logs.
+
+    Raises:
+        M3LError: an OSError was raised meanwhile.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or error
+        raise M3LError(
+            f"{folder}: the log cannot be written ({cause}); make room, and go on with --resume"
+        ) from error
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Have no traceback of an OSError in a thread: TensorBoard's raises it again in whoever logs next."""
+    before = threading.excepthook
+
+    def say(failed: Any) -> None:
+        if not issubclass(failed.exc_type, OSError):
+            before(failed)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _continued(path: Path, last: int) -> TextIO:

@@ -171,11 +171,10 @@ def train(
             fabric.is_global_zero,
         )
         if fabric.is_global_zero:
+            facts = {"workers": ready.workers, **dataclasses.asdict(machine), "device": str(fabric.device)}
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
-            run.write_facts(
-                {"workers": ready.workers, **dataclasses.asdict(machine), "device": str(fabric.device)}, notes
-            )
+                run.write_facts(facts, notes)
         steps = [config.step_frames(step) for step in range(config.steps)]
         sampler = StepSampler(
             frames.labelled,

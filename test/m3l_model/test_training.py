@@ -18,6 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_kills import write_bag
 from training_samples import blocks, small
 
 from m3l_model import M3LError, Predictor, load_checkpoint, training, training_memory
@@ -356,6 +357,54 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+FULL = {
+    "in the log": (40_000, 39_900, [], "the log cannot be written"),
+    "in the log that goes on": (40_000, 50_000, [], "the log cannot be written"),
+    "in pictures": (40_000, 0, ["--save-every", "0", "--validate-every", "1"], "the log cannot be written"),
+    "in run.json": (100, 0, [], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("limit", "logged", "options", "says"), FULL.values(), ids=FULL)
+def test_a_disk_that_is_full_is_said_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    logged: int,
+    options: list[str],
+    says: str,
+) -> None:
+    write_bag(tmp_path / "bag")
+    recipe, labels, out = tmp_path / "recipe.yaml", tmp_path / "labels.yaml", tmp_path / "run"
+    recipe.write_text("{mean_teacher: false, short_side: 32, crop: 1.0, steps: 4, labelled_batch: 2}")
+    labels.write_text(
+        "{name: two, classes: [{name: a, color: [1, 2, 3], ids: [0]}, {name: b, color: [4, 5, 6], ids: [1, 2]}]}"
+    )
+    monkeypatch.setattr(Learner, "step", signalled_at(0))
+    train(
+        load_config(str(recipe)), frames_of(tmp_path / "bag", LabelSet.load(labels)), out, seed=0, machine=CPU
+    )
+    line = json.loads((out / LOG_FILE).read_text())
+    (out / LOG_FILE).write_text(json.dumps({**line, "note": "x" * logged}) + "\n")
+    before = (out / STATE_FILE).read_bytes()
+    command = [sys.executable, "-m", "m3l_model", "train", "--bag", "bag", "--label-set", str(labels)]
+    command += ["--config", str(recipe), "--device", "cpu", "--workers", "0", "--out", str(out), "--resume"]
+    result = subprocess.run(
+        [*command, "--save-every", "1", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"m3l train: error: {out}: {says} (File too large); "), (
+        result.stderr
+    )
+    assert (out / STATE_FILE).read_bytes() == before
 
 
 def split_frames(bag: Path) -> TrainingFrames:
