@@ -156,6 +156,8 @@ def train(
         fabric.launch()
         if ranks.any_of_us(stop.requested):
             return None
+        if fabric.device.type != "cpu":  # each process has its own, from now on
+            _all_or_none(lambda: check_memory(ready.step_bytes, config, fabric.device))
         learner = Learner(config, ready.network, fabric)
         identity = RunIdentity(config, seed, frames.label_set.classes, frames.digest(), pretrained)
         surroundings = Surroundings(machine.precision, fabric.device.type, fabric.world_size)
@@ -203,6 +205,7 @@ class _Ready(NamedTuple):
     validation: EvaluationPlan | None
     frames: NetworkFrames
     network: LinearFusionSegmenter
+    step_bytes: int
 
 
 def _prepare(
@@ -239,9 +242,10 @@ def _prepare(
     network = new_network(config, frames.label_set, seed, pretrained)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     window = config.window(height, width)
-    needed = step_bytes(config, network.num_classes, parameters, window, fabric.world_size)
-    check_memory(needed, config, choose_device(machine.device), machine.local_processes)
-    return _Ready(fabric, workers, validation, at_network_size, network)
+    needed = step_bytes(config, network.num_classes, parameters, window, fabric.world_size, machine.precision)
+    if fabric.device.type == "cpu":
+        check_memory(needed, config, fabric.device, machine.local_processes)
+    return _Ready(fabric, workers, validation, at_network_size, network, needed)
 
 
 def is_first_process() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from m3l_model.cgroup_memory import cgroup_room
 from m3l_model.errors import M3LError
 from m3l_model.recipe import TrainConfig
 
@@ -35,11 +36,23 @@ _BYTES_OF_SOFT_LABEL = 8
 _STATES = 5
 """Copies of the parameters: student, gradients, two moments, teacher."""
 
+_HALF_PRECISION = 0.7
+"""Share of a pixel's bytes in 16 bits, rounded up: of what is kept for the gradients it is 0.59 with mit_b0 and 0.60
+with mit_b2 (by hand, bfloat16 on a CPU), as some layers go on in float32. The logits and all after them do, too."""
+
+_BYTES_OF_HALF_PARAMETER = 2
+"""Of the copies of the student's parameters that a step in 16 bits computes with."""
+
 
 def step_bytes(
-    config: TrainConfig, num_classes: int, parameters: int, size: tuple[int, int], processes: int = 1
+    config: TrainConfig,
+    num_classes: int,
+    parameters: int,
+    size: tuple[int, int],
+    processes: int = 1,
+    precision: str = "32",
 ) -> int:
-    """Estimate the memory of a step in one process, in float32.
+    """Estimate the memory of a step in one process.
 
     Args:
         config: the recipe.
@@ -47,16 +60,20 @@ def step_bytes(
         parameters: of the network.
         size: height and width of what is trained on.
         processes: that share the samples; each has all parameters.
+        precision: of the arithmetic, as ``training.Machine`` has it.
     """
     frames = config.step_frames(config.steps - 1)
     samples = sum(frames) + (config.labelled_batch if config.second_labelled == "same" else 0)
     share = _COLOUR_ALONE if config.modalities == "rgb" and config.skip_missing else 1
+    half = precision != "32"
+    share *= _HALF_PRECISION if half else 1
     pixel = round(share * _BYTES_OF_PIXEL[config.backbone]) + _BYTES_OF_PIXEL_AND_CLASS * num_classes
     soft = 0
     if config.pseudo_labels == "soft":
         pseudo = samples if config.pseudo_frames == "all" else frames.unlabelled
         soft = pseudo * _BYTES_OF_SOFT_LABEL * num_classes
-    return size[0] * size[1] * (samples * pixel + soft) // processes + 4 * _STATES * parameters
+    copies = 4 * _STATES + (_BYTES_OF_HALF_PARAMETER if half else 0)
+    return size[0] * size[1] * (samples * pixel + soft) // processes + copies * parameters
 
 
 def check_memory(needed: int, config: TrainConfig, device: torch.device, processes: int = 1) -> None:
@@ -88,6 +105,10 @@ def check_memory(needed: int, config: TrainConfig, device: torch.device, process
 def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return min((room for room in (_available_bytes(), cgroup_room()) if room is not None), default=None)
+
+
+def _available_bytes() -> int | None:
     try:
         lines = _MEMORY_INFO.read_text().splitlines()
     except OSError:

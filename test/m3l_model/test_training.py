@@ -604,6 +604,65 @@ def test_colour_alone_takes_less_memory_where_depth_s_branch_is_left_out() -> No
     assert 0.6 * both < alone < 0.75 * both
 
 
+def test_half_precision_takes_less_memory_for_samples_and_more_for_parameters() -> None:
+    config = load_config("m3l")
+
+    def needed(parameters: int, side: int, precision: str) -> int:
+        return training_memory.step_bytes(config, 13, parameters, (side, side), precision=precision)
+
+    for precision in ("bf16-mixed", "16-mixed"):
+        assert 0.6 * needed(0, 160, "32") < needed(0, 160, precision) < 0.8 * needed(0, 160, "32")
+        more = torch.empty(1000, dtype=torch.float16).nbytes
+        assert needed(1000, 0, precision) - needed(1000, 0, "32") == more
+
+
+def test_the_precision_of_a_run_decides_what_its_step_takes(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(needed: int, *_: object) -> None:
+        asked.append(needed)
+        raise M3LError("too little")
+
+    monkeypatch.setattr(training, "check_memory", refuse)
+    for precision in ("32", "bf16-mixed"):
+        machine = Machine("cpu", precision=precision, workers=0)
+        with pytest.raises(M3LError, match="too little"):
+            train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=machine)
+    assert asked[0] != asked[1]
+
+
+def test_a_container_s_memory_counts(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemAvailable: 99999999 kB\n")
+    monkeypatch.setattr(training_memory, "_MEMORY_INFO", info)
+    monkeypatch.setattr(training_memory, "cgroup_room", lambda: 2**30 // 16)
+    with pytest.raises(M3LError, match=r"and cpu has 0\.1 GiB free"):
+        train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=CPU)
+    monkeypatch.setattr(training_memory, "cgroup_room", lambda: None)
+    assert training_memory._free_bytes(torch.device("cpu")) == 99999999 * 1024
+
+
+def test_a_process_on_a_gpu_asks_its_own_for_memory(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, launched = torch.device("cuda", 1), []
+    monkeypatch.setattr(Fabric, "device", property(lambda self: own))
+    monkeypatch.setattr(Fabric, "launch", lambda self: launched.append(True))
+
+    def free(device: torch.device) -> tuple[int, int]:
+        assert (device, launched) == (own, [True])
+        return 1000, 2000
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    with pytest.raises(M3LError, match=r"cuda:1 has 0\.0 GiB free"):
+        train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def test_soft_pseudo_labels_count_in_the_memory_of_a_step() -> None:
     soft = load_config("m3l", pseudo_labels="soft", unlabelled_batch=4)
     hard = dataclasses.replace(soft, pseudo_labels="hard")
