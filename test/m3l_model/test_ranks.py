@@ -23,11 +23,13 @@ from training_kills import write_bag
 from m3l_model import ranks
 from m3l_model.checkpoint import read_tensors
 from m3l_model.ranks import BatchNormOfAll
-from m3l_model.run_log import read_log
+from m3l_model.run_log import VALIDATION_FILE, read_log
 from m3l_model.run_state import STATE_FILE
+from m3l_model.training import BEST_FILE, CHECKPOINT_FILE
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 RESUME = Path(__file__).with_name("ranks_resume.py")
+VALIDATION = Path(__file__).with_name("ranks_validation.py")
 
 
 def run(count: int, *arguments: str) -> dict[str, object]:
@@ -140,6 +142,42 @@ def test_processes_that_do_not_find_the_same_state_do_not_go_on(tmp_path: Path, 
     said = sorted(result.stdout.splitlines())
     assert len(said) == 2, result.stderr[-3000:]
     assert all(line.startswith(start) for line, start in zip(said, expected, strict=True)), said
+
+
+def test_two_processes_validate_as_one_does_and_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    write_bag(tmp_path / "bag")
+
+    def life(count: int, out: Path, *stop: str) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(count),
+        ]
+        command += [str(VALIDATION), str(tmp_path / "bag"), str(out), *stop]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
+    life(1, one)
+    life(2, two)
+    life(2, stopped, "1")
+    assert not (stopped / CHECKPOINT_FILE).exists()
+    assert json.loads(read_tensors(stopped / STATE_FILE)[1]["progress"])["steps"] == 2
+    life(2, stopped)
+    logs = [
+        [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()] for out in (one, two)
+    ]
+    assert [line["step"] for line in logs[1]] == [2, 4]
+    for expected, found in zip(*logs, strict=True):
+        assert found == pytest.approx(expected, abs=2e-3)  # a pixel of 1536 may tie
+    assert (stopped / VALIDATION_FILE).read_text() == (two / VALIDATION_FILE).read_text()
+    for name in (CHECKPOINT_FILE, BEST_FILE, STATE_FILE):
+        whole, resumed = (read_tensors(out / name)[0] for out in (two, stopped))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items()), name
 
 
 @pytest.mark.parametrize(
