@@ -255,6 +255,7 @@ def test_depth_that_starts_minutes_late_is_used_from_then_on(start):
     for minute in range(6):
         simulator.set(1000 + 60_000 * minute)
         robot.send_rgb(1000 + PERIOD * minute)
+        robot.wait_for(minute + 1)  # it has come before the clock goes on
     robot.wait_for_problem("no depth on /depth/image for 30")  # 300 s or 301
     robot.begin(2000)
     robot.send(2100)
