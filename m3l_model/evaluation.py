@@ -54,8 +54,8 @@ depth was used for it, share of labelled pixels right, mean IoU of the frame's c
 modalities, mean confidence, share of still pixels that changed their label, and the time of inference. NaN where there
 is none."""
 
-T = TypeVar("T")
-U = TypeVar("U")
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 @dataclass(frozen=True)
@@ -482,9 +482,9 @@ _IN_FLIGHT = 2
 """Frames that a stage may be ahead of the one that takes them."""
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
     """Do as ``map`` does, but in a thread that works ahead by a few items."""
-    pending: deque[Future[U]] = deque()
+    pending: deque[Future[_U]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > _IN_FLIGHT:

@@ -48,7 +48,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_FILE = "best.safetensors"
 _PANELS = 3
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -294,13 +294,13 @@ def _go_on(
     return progress
 
 
-def _all_or_none(work: Callable[[], T]) -> T:
+def _all_or_none(work: Callable[[], _T]) -> _T:
     """Do what may be refused in some processes; then it is in all, rather than that the others wait for those.
 
     Raises:
         M3LError: this process's, or that of another.
     """
-    done: T | None = None
+    done: _T | None = None
     refusal: M3LError | None = None
     try:
         done = work()
@@ -308,7 +308,7 @@ def _all_or_none(work: Callable[[], T]) -> T:
         refusal = error
     if ranks.any_of_us(refusal is not None):
         raise refusal or M3LError("another process of this run cannot go on; it says why")
-    return cast(T, done)
+    return cast(_T, done)
 
 
 class StepTime(NamedTuple):

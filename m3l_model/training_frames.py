@@ -12,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from m3l_model.bag_dataset import RgbdBagDataset
 from m3l_model.bag_storage import Allocate, new_memory
@@ -111,7 +112,7 @@ class TrainingFrames:
 
         Bags that were imported may share their stamps, so of each two bags some images of the same stamp are compared.
         Stamps that were made up need not be shared: every image that is trained on with labels is compared with every
-        one that validates.
+        one that validates, with a progress bar.
 
         Raises:
             M3LError: names two bags with the same image.
@@ -122,11 +123,15 @@ class TrainingFrames:
         for position, other in self._same_stamp(bag_of):
             if np.array_equal(self.dataset[position].rgb, self.dataset[other].rgb):
                 self._refuse_overlap(bag_of, position, other)
+        read = tqdm(
+            np.union1d(self.labelled, self.validation).tolist(), "compare images", unit="image", mininterval=1
+        )
+        contents = {position: self._content(position) for position in read}
         copies: dict[bytes, list[int]] = {}
         for other in self.validation.tolist():
-            copies.setdefault(self._content(other), []).append(other)
+            copies.setdefault(contents[other], []).append(other)
         for position in self.labelled.tolist():
-            for other in copies.get(self._content(position), ()):
+            for other in copies.get(contents[position], ()):
                 if bag_of[position] != bag_of[other] and np.ptp(self.dataset[position].rgb):
                     self._refuse_overlap(bag_of, position, other)
 

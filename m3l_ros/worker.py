@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 PATIENCE = 1 / 60
 """Seconds that a frame may wait before it gives way to newer ones, where the newest wins.
@@ -21,12 +21,12 @@ segments them all, and one that does not still takes a frame that is the newest 
 
 
 @dataclass(frozen=True)
-class _Waiting(Generic[T]):
-    frame: T
+class _Waiting(Generic[_T]):
+    frame: _T
     since: float
 
 
-class FrameWorker(Generic[T]):
+class FrameWorker(Generic[_T]):
     """A thread that handles one frame after another, in the order in which they were offered.
 
     Args:
@@ -40,8 +40,8 @@ class FrameWorker(Generic[T]):
 
     def __init__(
         self,
-        handle: Callable[[T], None],
-        give_way: Callable[[T], None],
+        handle: Callable[[_T], None],
+        give_way: Callable[[_T], None],
         capacity: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,7 +49,7 @@ class FrameWorker(Generic[T]):
         self._give_way = give_way
         self._capacity = capacity
         self._clock = clock
-        self._frames: deque[_Waiting[T]] = deque()
+        self._frames: deque[_Waiting[_T]] = deque()
         self._interludes: deque[Callable[[], None]] = deque()
         self._condition = threading.Condition()
         self._handling = False
@@ -62,7 +62,7 @@ class FrameWorker(Generic[T]):
         """Whether ``stop`` was called: what is offered from then on is refused."""
         return self._stopping
 
-    def offer(self, frame: T) -> None:
+    def offer(self, frame: _T) -> None:
         """Leave a frame to the thread."""
         with self._condition:
             if self._stopping or (self._capacity is not None and len(self._frames) >= self._capacity):
@@ -94,7 +94,7 @@ class FrameWorker(Generic[T]):
         with self._condition:
             self._condition.wait_for(lambda: self._stopping or not (self._frames or self._handling))
 
-    def stop(self, timeout: float | None = None) -> list[T]:
+    def stop(self, timeout: float | None = None) -> list[_T]:
         """Let the frame in hand be finished and end the thread; returns the frames that were still waiting.
 
         Args:
@@ -126,13 +126,13 @@ class FrameWorker(Generic[T]):
             self._handle(frames[-1])
             del frames  # not to be kept until the next one comes
 
-    def _dispose(self, frames: list[T]) -> None:
+    def _dispose(self, frames: list[_T]) -> None:
         for frame in frames:
             self._give_way(frame)
 
-    def _take_outdated(self, but: int) -> list[T]:
+    def _take_outdated(self, but: int) -> list[_T]:
         """Take away, where the newest wins, all but so many of the frames that have waited too long."""
-        outdated: list[T] = []
+        outdated: list[_T] = []
         latest = self._clock() - PATIENCE
         while self._capacity is None and len(self._frames) > but and self._frames[0].since < latest:
             outdated.append(self._frames.popleft().frame)
