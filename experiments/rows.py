@@ -52,6 +52,7 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_hard_labels": ("m3l", {"pseudo_labels": "hard"}),
     "m3l_all_frames": ("m3l", {"pseudo_frames": "all"}),
     "m3l_no_burn_in": ("m3l", {"pseudo_start": 0}),
+    "m3l_labelled_only": ("m3l", {"pseudo_weight": 0.0}),
     "m3l_equal_time": ("m3l", {}),
 }
 """``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, or in as
