@@ -53,10 +53,12 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_all_frames": ("m3l", {"pseudo_frames": "all"}),
     "m3l_no_burn_in": ("m3l", {"pseudo_start": 0}),
     "m3l_labelled_only": ("m3l", {"pseudo_weight": 0.0}),
+    "m3l_pseudo_weight_3": ("m3l", {"pseudo_weight": 3.0}),
     "m3l_equal_time": ("m3l", {}),
 }
-"""``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, or in as
-many steps as take about the wall time of ``m3l_tuned``."""
+"""``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, with a
+larger weight for what is learnt from unlabelled frames, or in as many steps as take about the wall time of
+``m3l_tuned``."""
 
 _EQUAL_TIME = 4 / 3
 """Steps of ``m3l`` in the time of one of ``m3l_tuned``."""
