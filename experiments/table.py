@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the NYUv2 table of docs/experiments.md from the results that there are, as Markdown.
 
-python experiments/table.py [--part test] [--against m3l]
+python experiments/table.py [--part test] [--against m3l] [--rates 0.001]
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ def main() -> int:
     )
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
     parser.add_argument("--against", default="m3l", help="row that the others are subtracted from")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        help="learning rates that count, the paper's apart; all unless given",
+    )
     args = parser.parse_args()
     runs = [
         {**json.loads(path.read_text()), "digest": path.stem.rpartition("-")[2]}
         for path in sorted(RESULTS.glob("*.json"))
     ]
-    runs = [run for run in runs if args.part in run]
+    runs = [run for run in runs if args.part in run and _counts(run, args.rates)]
     if not runs:
         sys.exit(f"{RESULTS}: no results of {args.part}; experiments/run.py makes them")
     chosen = _chosen(runs)
@@ -57,6 +63,10 @@ def main() -> int:
         figures = ", ".join(f"{name} {100 * run[args.part]['final'][name]:.1f}" for name in _columns(run))
         print(f"- {run['row']}, draw {run['draw']}, rate {run['learning_rate']:g}: {figures}")
     return 0
+
+
+def _counts(run: dict[str, Any], rates: list[float] | None) -> bool:
+    return rates is None or run["row"] == "m3l_paper" or run["learning_rate"] in rates
 
 
 def _chosen(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:

@@ -182,6 +182,37 @@ def test_wall_time_is_in_the_result_and_in_the_table(
     assert any(row.startswith("| m3l_tuned | 1, 2 |") for row in rows)
 
 
+def test_a_row_is_shown_at_its_best_rate_or_at_those_that_count(
+    tmp_path: Path,
+    script: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = script("table")
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    for row, rate, draw, robust in (
+        ("m3l", 0.001, 1, 0.5),
+        ("m3l", 0.001, 2, 0.9),
+        ("m3l", 0.002, 1, 0.6),
+        ("m3l_paper", 0.0001, 1, 0.1),
+    ):
+        scores = {"final": dict.fromkeys(table.COLUMNS, robust), "best": dict.fromkeys(table.COLUMNS, robust)}
+        result = {"row": row, "draw": draw, "learning_rate": rate, "validation": scores, "gflop": 1.0}
+        result |= {"config": {"modalities": "both"}, "images": 8, "steps": 1}
+        (tmp_path / f"{row}-{draw}-{rate}.json").write_text(json.dumps(result))
+    shown = {}
+    for arguments in ((), ("--rates", "0.001")):
+        monkeypatch.setattr(sys, "argv", ["table.py", *arguments])
+        table.main()
+        lines = capsys.readouterr().out.splitlines()[2:4]
+        shown[arguments] = {tuple(line.strip("| ").split(" | ")[:3]) for line in lines}
+    paper = ("m3l_paper", "1", "0.0001")
+    assert shown == {
+        (): {("m3l", "1", "0.002"), paper},
+        ("--rates", "0.001"): {("m3l", "1, 2", "0.001"), paper},
+    }
+
+
 def test_scores_are_made_where_the_model_is_and_none_are_needed_to_say_that_they_lack(
     tmp_path: Path, script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
