@@ -116,20 +116,25 @@ def main(source, target):
         if index < len(images["depth"]):
             depth.write(image(images["depth"][index], "16UC1", index))
         rgb.write(image(pixels, "rgb8", index))
-    received = []
+    received, latched = [], []
 
     def all_received():
         received.extend(masks.take(50))
         return len(received) >= len(images["rgb"])
 
+    def classes_received():
+        latched.extend(classes.take(5))
+        return latched
+
     wait_for(all_received, "the masks")
+    wait_for(classes_received, "the classes")  # a topic is found in its own time
     np.savez(
         target,
         masks=[np.array(mask.data, np.uint8).reshape(mask.height, mask.step) for mask in received],
         stamps=[mask.header.stamp.sec * 10 + mask.header.stamp.nanosec // 10**8 for mask in received],
         frame_ids=[mask.header.frame_id for mask in received],
         encodings=[mask.encoding for mask in received],
-        classes=[message.data for message in classes.take(5)],
+        classes=[message.data for message in latched],
     )
     del participant, domain
 
