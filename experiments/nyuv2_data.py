@@ -19,7 +19,7 @@ from m3l_model.bag_dataset import RgbdBagDataset
 from m3l_model.errors import M3LError
 from m3l_model.import_images import write_images
 from m3l_model.import_layouts import Choices, plan_layout
-from m3l_model.labels import LabelSet
+from m3l_model.labels import CHANNELS, LabelSet
 from m3l_model.training_frames import TrainingFrames
 
 LISTS = Path(__file__).resolve().parent / "nyuv2"
@@ -49,8 +49,7 @@ class NyuBags:
     def training_frames(self, draw: int | None) -> TrainingFrames:
         """Give all 795 frames with their roles; with the labels of one draw, or, for None, of all usable frames."""
         every = (self._nyu / "train.txt").read_text().split()
-        validation = names("validation")
-        kept = set(validation)
+        kept = set(names("validation"))
         bag = self._bag("train", every, lambda name: None if name in kept else _holes(name, range(_MASKS)))
         dataset = RgbdBagDataset([bag], LABELS)
         assert len(dataset) == len(every)
@@ -62,6 +61,18 @@ class NyuBags:
 
         return TrainingFrames(
             dataset, LABELS, None, positions(labelled), positions(usable - labelled), positions(kept)
+        )
+
+    def pretraining_frames(self) -> TrainingFrames:
+        """Give the usable frames, to pretrain on without their labels."""
+        frames = self.training_frames(None)
+        return TrainingFrames(
+            RgbdBagDataset(frames.dataset.bags),
+            CHANNELS,
+            None,
+            frames.unlabelled,
+            frames.labelled,
+            frames.unlabelled,
         )
 
     def scored(self, part: str, holes: bool) -> RgbdBagDataset:

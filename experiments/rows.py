@@ -55,10 +55,12 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_labelled_only": ("m3l", {"pseudo_weight": 0.0}),
     "m3l_pseudo_weight_3": ("m3l", {"pseudo_weight": 3.0}),
     "m3l_equal_time": ("m3l", {}),
+    "m3l_pretrained": ("m3l", {}),
+    "m3l_labelled_only_pretrained": ("m3l", {"pseudo_weight": 0.0}),
 }
 """``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, with a
-larger weight for what is learnt from unlabelled frames, or in as many steps as take about the wall time of
-``m3l_tuned``."""
+larger weight for what is learnt from unlabelled frames, in as many steps as take about the wall time of
+``m3l_tuned``, or from a network that was pretrained without labels."""
 
 _EQUAL_TIME = 4 / 3
 """Steps of ``m3l`` in the time of one of ``m3l_tuned``."""
@@ -90,12 +92,24 @@ def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
     return config.in_steps(round(_EQUAL_TIME * config.steps)) if row == "m3l_equal_time" else config
 
 
-def digest(config: TrainConfig) -> str:
+def pretraining_of(setting: Fields, row: str) -> TrainConfig | None:
+    """Give the recipe of what a row starts from, in as many steps as it has itself; None: it starts from scratch."""
+    if not row.endswith("_pretrained"):
+        return None
+    return load_config("pretrain", **{**HARNESS, **setting, "unlabelled_batch": 8, "learning_rate": 0.001})
+
+
+def digest(config: TrainConfig, pretraining: TrainConfig | None = None) -> str:
     """Give a short text that is another for another configuration; a field that is new and at its default is none."""
+    changed = [_changed(each) for each in (config, pretraining) if each]
+    text = json.dumps(changed if pretraining else changed[0], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _changed(config: TrainConfig) -> Fields:
     values = dataclasses.asdict(config)
-    changed = {
+    return {
         field.name: values[field.name]
         for field in dataclasses.fields(config)
         if values[field.name] != field.default
     }
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]

@@ -28,7 +28,16 @@ share_cores(os.environ)
 
 import torch  # noqa: E402
 from nyuv2_data import NyuBags  # noqa: E402
-from rows import ABLATIONS, LEARNING_RATES, NYUV2, ROWS, config_of, criterion, digest  # noqa: E402
+from rows import (  # noqa: E402
+    ABLATIONS,
+    LEARNING_RATES,
+    NYUV2,
+    ROWS,
+    config_of,
+    criterion,
+    digest,
+    pretraining_of,
+)
 from safetensors.torch import load_file  # noqa: E402
 from scoring import TOKEN, fills, score  # noqa: E402
 from step_kinds import kinds_of  # noqa: E402
@@ -72,7 +81,7 @@ def main() -> int:
 
 def result_path(row: str, draw: int, config: TrainConfig) -> Path:
     """Give where a run's JSON lies."""
-    return RESULTS / f"{row}-{draw}-{digest(config)}.json"
+    return RESULTS / f"{row}-{draw}-{digest(config, pretraining_of(NYUV2, row))}.json"
 
 
 def best_rate(row: str, rates: list[float]) -> float:
@@ -99,7 +108,25 @@ def run_one(
     frames = bags.training_frames(draw)
     out = work / "runs" / path.stem
     if not result:
-        checkpoint = train(config, frames, out, draw, machine, Intervals(100, 500), resume=True)
+        runs = [(config, frames, out)]
+        weights = None
+        if pretraining := pretraining_of(NYUV2, row):
+            without_labels = bags.pretraining_frames()
+            first = work / "runs" / f"pretraining-{draw}-{digest(pretraining)}"
+            runs.insert(0, (pretraining, without_labels, first))
+            weights = train(pretraining, without_labels, first, draw, machine, Intervals(100, 0), resume=True)
+            if weights is None:
+                return False
+        checkpoint = train(
+            config,
+            frames,
+            out,
+            draw,
+            machine,
+            Intervals(100, 500),
+            pretrained=weights and str(weights),
+            resume=True,
+        )
         if checkpoint is None:
             return False
         result = {
@@ -108,14 +135,15 @@ def run_one(
             "seed": draw,
             "learning_rate": config.learning_rate,
             "config": dataclasses.asdict(config),
+            **({"pretraining": dataclasses.asdict(pretraining)} if pretraining else {}),
             "commit": _commit(),
             "torch": torch.__version__,
             "device": machine.device,
             "threads": torch.get_num_threads(),
-            "steps": config.steps,
-            "images": sum(sum(config.step_frames(step)) for step in range(config.steps)),
-            "gflop": _gflop(config, frames),
-            "wall_seconds": wall_seconds(out),
+            "steps": sum(each.steps for each, _, _ in runs),
+            "images": sum(_images(each) for each, _, _ in runs),
+            "gflop": sum(_gflop(each, taken) for each, taken, _ in runs),
+            "wall_seconds": _wall_seconds([folder for _, _, folder in runs]),
             "loss_supervised": read_log(out)[-1]["loss_supervised"],
             "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -163,6 +191,15 @@ def _last_is_best(out: Path) -> bool:
     """Tell whether the two models of a run are one; what is noted beside the weights may differ."""
     final, best = load_file(out / CHECKPOINT_FILE), load_file(out / BEST_FILE)
     return final.keys() == best.keys() and all(torch.equal(final[name], best[name]) for name in final)
+
+
+def _images(config: TrainConfig) -> int:
+    return sum(sum(config.step_frames(step)) for step in range(config.steps))
+
+
+def _wall_seconds(folders: list[Path]) -> float | None:
+    times = [seconds for folder in folders if (seconds := wall_seconds(folder)) is not None]
+    return sum(times) if len(times) == len(folders) else None
 
 
 def _gflop(config: TrainConfig, frames: TrainingFrames) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lightning_fabric import Fabric
-from nyuv2_data import LABELS
 
 from m3l_model.data import StepSampler, read_batches
 from m3l_model.learner import Learner
@@ -36,7 +35,7 @@ def kinds_of(config: TrainConfig, frames: TrainingFrames) -> dict[StepFrames, Ki
     kinds = {}
     for taken, count in Counter(all_steps).items():
         first = all_steps.index(taken)
-        learner = Learner(config, new_network(config, LABELS, 0), fabric)
+        learner = Learner(config, new_network(config, frames.label_set, 0), fabric)
         sampler = StepSampler(frames.labelled, frames.unlabelled, all_steps, 0, first)
         batches = read_batches(frames.at_network_size(config.preprocessing()), sampler, 0)
         kinds[taken] = Kind(count, learn(learner, batches, 0, first, fabric))

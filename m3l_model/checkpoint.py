@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m3l_model.errors import M3LError
-from m3l_model.labels import LabelSet
+from m3l_model.labels import CHANNELS, LabelSet
 from m3l_model.mit import BACKBONES
 from m3l_model.preprocessing import Preprocessing
 from m3l_model.segmenter import LinearFusionSegmenter
@@ -151,7 +151,9 @@ def read_metadata(path: str | Path) -> Metadata | None:
     return None
 
 
-def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> LinearFusionSegmenter:
+def load_checkpoint(
+    path: str | Path, map_location: str | torch.device = "cpu", classes_needed: bool = True
+) -> LinearFusionSegmenter:
     """Read a model, in eval mode, with its ``metadata`` set.
 
     Reads our safetensors files and the reference implementation's (``.pth``; the teacher where there is one). Those
@@ -161,12 +163,17 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     Args:
         path: the file.
         map_location: device the weights are put on.
+        classes_needed: refuse a model that was pretrained without labels and tells no classes yet.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, wants to run code, or does not hold this network.
+        CheckpointError: the file is missing, unreadable, wants to run code, does not hold this network, or is refused.
     """
     path = Path(path)
     model = _load_own(path) if _is_safetensors(_beginning(path)) else _load_reference(path)
+    if classes_needed and model.metadata and model.metadata.labels == CHANNELS:
+        raise CheckpointError(
+            f"{path}: was pretrained without labels and tells no classes yet; train it with m3l train --pretrained"
+        )
     try:
         return model.to(map_location).eval()
     except (RuntimeError, AssertionError) as error:

@@ -145,7 +145,7 @@ class StepSampler(Sampler[list[int]]):
     @property
     def example(self) -> int:
         """A position that is among those sampled."""
-        return self._labelled[0]
+        return (self._labelled if len(self._labelled) else self._unlabelled)[0]
 
 
 def read_batches(dataset: ReadableDataset, sampler: StepSampler, workers: int) -> Iterator[NetworkFrame]:

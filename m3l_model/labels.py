@@ -244,3 +244,11 @@ def _distinct_color(index: int) -> tuple[int, int, int]:
     hue = (index * 0.618034) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 - 0.25 * (index % 2), (0.95, 0.75, 0.55)[index % 3])
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+CHANNELS = LabelSet(
+    "channels",
+    ("red", "green", "blue", "depth 1", "depth 2", "depth 3"),
+    ((255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90), (160, 160, 160), (230, 230, 230)),
+)
+"""Stands for classes in a model that was pretrained to reconstruct images: what its outputs are."""

@@ -18,12 +18,13 @@ from m3l_model.losses import WithGradient, pseudo_loss, supervised_loss
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.ranks import BatchNormOfAll
 from m3l_model.recipe import TrainConfig
+from m3l_model.reconstruction import ReconstructionViews, reconstruction_loss
 from m3l_model.segmenter import RGB_ALONE, LinearFusionSegmenter, SegmenterOutput, upsample
 from m3l_model.views import View, Views
 
 
 class StepResult(NamedTuple):
-    """Losses of one step; ``loss_pseudo`` is 0 without a teacher."""
+    """Losses of one step; ``loss_pseudo`` is 0 without a teacher, ``loss_supervised`` may be that of reconstruction."""
 
     step: int
     loss_supervised: float
@@ -88,7 +89,7 @@ class Learner:
         """The network to keep: the teacher where there is one."""
         return self.teacher or self.network
 
-    def step(self, step: int, views: Views) -> StepResult:
+    def step(self, step: int, views: Views | ReconstructionViews) -> StepResult:
         """Do one optimiser step."""
         losses = self.losses(step, views)
         self._student.zero_grad()
@@ -102,10 +103,16 @@ class Learner:
         supervised, pseudo = ranks.total(torch.stack((losses.supervised, losses.pseudo)).double()).tolist()
         return StepResult(step, supervised, pseudo, rate)
 
-    def losses(self, step: int, views: Views) -> Losses:
-        """Compute a step's losses: the student's outputs against labels, and against what the teacher says."""
+    def losses(self, step: int, views: Views | ReconstructionViews) -> Losses:
+        """Compute a step's losses: the student's outputs against labels, and against what the teacher says.
+
+        Where the recipe reconstructs there is one: the fused output against the images that were taken away.
+        """
         config = self.config
         self._set_modes()
+        if isinstance(views, ReconstructionViews):
+            loss = reconstruction_loss(self._see(self._student, views.student).fused, views)
+            return Losses(loss, loss.detach(), torch.zeros_like(loss.detach()), None)
         pseudo_labels = None if views.teacher is None else self.pseudo_labels(views.teacher)[views.pseudo_of]
         if pseudo_labels is not None and views.cut:
             pseudo_labels = views.cut.paste(pseudo_labels)

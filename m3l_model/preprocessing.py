@@ -111,6 +111,13 @@ class Preprocessing:
             depth = torch.cat((depth, torch.where(valid, normals, 0.0)), 1)
         return Inputs(rgb, depth.expand(-1, 3, -1, -1), valid if self.mask_holes else None)
 
+    @staticmethod
+    def decode_rgb(rgb_3HW: Tensor) -> npt.NDArray[np.uint8]:
+        """Give the image, (H, W, 3), of a normalised colour input."""
+        mean, std = _colour_statistics(rgb_3HW.device)
+        rgb = (rgb_3HW.permute(1, 2, 0) * std + mean).clamp(0, 1) * 255
+        return np.asarray(rgb.round().to(torch.uint8).cpu().numpy())
+
     def _encode_metric(self, depth_m_BHW: Tensor) -> Tensor:
         """Map the range to -2..2, as wide as normalised colour; holes to 0, its middle."""
         near, far = self.depth_range

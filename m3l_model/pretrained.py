@@ -70,7 +70,7 @@ def load_pretrained(network: LinearFusionSegmenter, source: str) -> None:
 
 
 def _take_model(network: LinearFusionSegmenter, path: Path) -> None:
-    model = load_checkpoint(path)
+    model = load_checkpoint(path, classes_needed=False)
     assert model.metadata
     assert network.metadata
     if model.backbone != network.backbone:

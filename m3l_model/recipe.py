@@ -44,6 +44,8 @@ class TrainConfig:
     """A recipe, as written in config/train/NAME.yaml.
 
     Attributes:
+        task: ``segment``; or ``reconstruct``, to pretrain without labels: every sample lacks one modality, and the
+            network tells its input from the other's (``m3l_model/reconstruction.py``).
         mean_teacher: an exponential moving average of the student labels frames for the student; the teacher is the
             model that is kept.
         masking: who loses RGB, depth or nothing, a third each, sample by sample: ``none`` nobody, ``student`` the
@@ -71,7 +73,8 @@ class TrainConfig:
         mask_holes: patches without valid depth get the mask token, and with ``skip_missing`` take no part.
         steps: optimiser steps.
         labelled_batch: labelled frames a step, over all processes.
-        unlabelled_batch: unlabelled frames a step (with a mean teacher), over all processes.
+        unlabelled_batch: unlabelled frames a step (with a mean teacher), over all processes; all frames of a step
+            that reconstructs.
         learning_rate: peak of the encoder's, reached after ``warmup_steps``, then decayed polynomially (power 0.9).
         decoder_rate: the decoder's learning rate as a multiple of the encoder's.
         weight_decay: of AdamW.
@@ -90,6 +93,7 @@ class TrainConfig:
     """
 
     mean_teacher: bool
+    task: Literal["segment", "reconstruct"] = "segment"
     masking: Literal["none", "student", "both"] = "none"
     second_labelled: Literal["none", "same", "another"] = "none"
     modalities: Literal["both", "rgb"] = "both"
@@ -147,9 +151,19 @@ class TrainConfig:
         for name in ("fusion_ratio", "ema_decay", "ohem_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
+        self._check_task()
         self._check_masking()
         self._check_pseudo_labels()
         self._check_windows()
+
+    def _check_task(self) -> None:
+        plain = {"mean_teacher": False, "masking": "none", "modalities": "both", "cutmix": False}
+        for name, value in plain.items():
+            if self.task == "reconstruct" and getattr(self, name) != value:
+                raise ValueError(
+                    f"task reconstruct has no labels, and takes a modality from every sample; set {name} to "
+                    f"{str(value).lower()}"
+                )
 
     def _check_masking(self) -> None:
         if self.masking == "none" and self.second_labelled != "none":
@@ -229,6 +243,8 @@ class TrainConfig:
 
     def step_frames(self, step: int) -> StepFrames:
         """Give the frames that a step reads; the second copy of the ``same`` labelled frames is not read again."""
+        if self.task == "reconstruct":
+            return StepFrames(0, 0, self.unlabelled_batch)
         second = self.labelled_batch if self.second_labelled == "another" else 0
         unlabelled = self.unlabelled_batch if self.pseudo_weight_at(step) > 0 else 0
         return StepFrames(self.labelled_batch, second, unlabelled)

@@ -34,13 +34,14 @@ from m3l_model.learner import Learner, StepResult
 from m3l_model.predictor import choose_device
 from m3l_model.pretrained import load_pretrained
 from m3l_model.recipe import TrainConfig
+from m3l_model.reconstruction import make_reconstruction_views
 from m3l_model.run_log import RunLog
 from m3l_model.run_state import STATE_FILE, Progress, RunIdentity, Surroundings, load_state, save_state
 from m3l_model.segmenter import LinearFusionSegmenter
 from m3l_model.stop_signals import StopSignals
 from m3l_model.training_frames import NetworkFrames, TrainingFrames
 from m3l_model.training_memory import check_memory, step_bytes
-from m3l_model.validation import merit, panels, plan_validation, validate
+from m3l_model.validation import merit, panels, plan_validation, reconstruction_panels, validate
 from m3l_model.views import make_views
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -238,7 +239,7 @@ def _prepare(
     if stop.requested and fabric.world_size == 1:
         return None  # of several, the others wait until this one has started too
     at_network_size = frames.at_network_size(config.preprocessing())
-    height, width = at_network_size[int(frames.labelled[0])].depth_m.shape
+    height, width = at_network_size[frames.example].depth_m.shape
     network = new_network(config, frames.label_set, seed, pretrained)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     window = config.window(height, width)
@@ -334,8 +335,10 @@ def learn(
         first, second, third = config.step_frames(step).of_rank(fabric.global_rank, fabric.world_size)
         draws = StepDraws(seed, step, (*first, *second, *third))
         draws.seed_network()
-        views = make_views(config, frames, draws, len(first), fabric.device)
-        result = learner.step(step, views)
+        if config.task == "reconstruct":
+            result = learner.step(step, make_reconstruction_views(config, frames, draws, fabric.device))
+        else:
+            result = learner.step(step, make_views(config, frames, draws, len(first), fabric.device))
         yield result, StepTime(time.perf_counter() - began, waited)
 
 
@@ -457,10 +460,13 @@ class _Run:
                 progress = replace(progress, best_step=progress.steps, best_miou=score)
         shown = frames.validation if len(frames.validation) else frames.trained_on
         chosen = shown[np.linspace(0, len(shown) - 1, min(_PANELS, len(shown))).astype(int)]
-        image = panels(learner.network, learner.model, frames.dataset, chosen, frames.label_set)
-        log.panel(
-            "colour, depth, teacher, student without depth, student without colour", image, progress.steps
-        )
+        if learner.config.task == "reconstruct":
+            image = reconstruction_panels(learner.network, frames.dataset, chosen)
+            name = "colour, depth, depth from colour, colour from depth"
+        else:
+            image = panels(learner.network, learner.model, frames.dataset, chosen, frames.label_set)
+            name = "colour, depth, teacher, student without depth, student without colour"
+        log.panel(name, image, progress.steps)
         progress = replace(progress, look_due=False)
         if progress.steps == learner.config.steps:
             self._save(log, progress)
@@ -491,10 +497,11 @@ class _Meter:
 def _check_shares(config: TrainConfig, processes: int) -> None:
     """See that every process gets as many frames as every other, and no sample's partner."""
     each = processes * (2 if config.cutmix and processes > 1 else 1)
-    for name in ("labelled_batch", *(["unlabelled_batch"] if config.mean_teacher else [])):
-        if getattr(config, name) % each:
+    frames = config.step_frames(config.steps - 1)
+    for name, taken in (("labelled_batch", frames.labelled), ("unlabelled_batch", frames.unlabelled)):
+        if taken % each:
             pairs = ", in pairs for cutmix" if each > processes else ""
             raise M3LError(
-                f"{name} {getattr(config, name)} cannot be shared by {processes} processes{pairs}; make it a multiple "
+                f"{name} {taken} cannot be shared by {processes} processes{pairs}; make it a multiple "
                 f"of {each}"
             )

@@ -22,7 +22,7 @@ from m3l_model.errors import M3LError
 from m3l_model.evaluation_plan import evaluated_positions
 from m3l_model.label_check import check_labels, require_labels_of
 from m3l_model.label_files import LabelFiles
-from m3l_model.labels import LabelSet
+from m3l_model.labels import CHANNELS, LabelSet
 from m3l_model.preprocessing import Preprocessing
 from m3l_model.shared_batches import LazySamples
 from m3l_model.splits import Splits
@@ -92,6 +92,30 @@ class TrainingFrames:
             )
         validation = evaluated_positions(dataset, splits)
         return cls(dataset, label_set, label_files, labelled, unlabelled, validation)
+
+    @classmethod
+    def without_labels(cls, bags: Sequence[BagFrames], splits: Splits | None = None) -> TrainingFrames:
+        """Choose the frames of a run that reconstructs: all, or with splits all but those set apart for validation.
+
+        Args:
+            bags: the bags, with the topics to read; labels in them are not looked at.
+            splits: of exactly these bags.
+
+        Raises:
+            M3LError: there is no frame, or the splits do not fit the bags or leave nothing to train on.
+        """
+        dataset = RgbdBagDataset(bags)
+        chosen = splits.select(dataset, "unlabelled") if splits else np.arange(len(dataset))
+        if not len(chosen):
+            paths = ", ".join(str(bag.index.path) for bag in bags)
+            raise M3LError(f"{paths}: no frame to train on{', with these splits' if splits else ''}")
+        nothing = np.empty(0, np.intp)
+        return cls(dataset, CHANNELS, None, nothing, chosen, nothing)
+
+    @property
+    def example(self) -> int:
+        """Position of a frame that is trained on; one with labels, where there are any."""
+        return int((self.labelled if len(self.labelled) else self.unlabelled)[0])
 
     @property
     def trained_on(self) -> npt.NDArray[np.intp]:
@@ -171,6 +195,8 @@ class TrainingFrames:
             M3LError: labels cannot be read, hold something outside the label set, or those that are trained on never
                 show some class of it.
         """
+        if not len(self.labelled):
+            return
         positions = np.concatenate((self.labelled, self.validation))
         counts = check_labels(self.dataset, positions, self.label_set, self.label_files, workers)
         pixels = counts[: len(self.labelled)].sum(0)
@@ -199,7 +225,7 @@ class TrainingFrames:
             M3LError: bags that are trained on come out at different sizes, which is seen by one frame of each.
         """
         bags = self.dataset.bags
-        transform = ToNetworkSize(preprocessing, self.dataset, int(self.labelled[0]))
+        transform = ToNetworkSize(preprocessing, self.dataset, self.example)
         frames = NetworkFrames(
             RgbdBagDataset(bags, self.label_set, self.label_files, transform),
             RgbdBagDataset(bags, transform=transform),

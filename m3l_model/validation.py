@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from m3l_model import metrics
 from m3l_model.bag_dataset import RgbdBagDataset
@@ -17,7 +18,7 @@ from m3l_model.evaluation import evaluate
 from m3l_model.evaluation_plan import EvaluationPlan, plan_evaluation
 from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
-from m3l_model.preprocessing import to_metres
+from m3l_model.preprocessing import Preprocessing, resize_nearest, resize_rgb, to_metres
 from m3l_model.recipe import TrainConfig
 from m3l_model.scenarios import CLEAN, DEPTH_MISSING, ROBUST, chosen_scenarios
 from m3l_model.segmenter import LinearFusionSegmenter
@@ -111,6 +112,46 @@ def panels(
         rows.append(np.hstack([_tile(image, sample.rgb.shape[:2]) for image in tiles]))
     widest = max(row.shape[1] for row in rows)
     return np.vstack([np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows])
+
+
+@torch.no_grad()
+def reconstruction_panels(
+    network: LinearFusionSegmenter, dataset: RgbdBagDataset, positions: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint8]:
+    """Draw a row for each frame: colour, depth, and what the network tells of either from the other.
+
+    Args:
+        network: one that reconstructs; stays as it is.
+        dataset: frames as they were recorded, which come out at one size for the network.
+        positions: of the frames to show.
+
+    Returns:
+        (H, W, 3) uint8; depth in the network's encoding, its first channel, near bright.
+    """
+    own = copy.deepcopy(network).float().eval()
+    assert own.metadata
+    preprocessing, device = own.metadata.preprocessing, next(own.parameters()).device
+    rows = []
+    for position in positions.tolist():
+        sample = dataset[position]
+        size = preprocessing.input_size(*sample.rgb.shape[:2])
+        rgb = torch.from_numpy(resize_rgb(sample.rgb, size)).to(device)[None]
+        metres = torch.from_numpy(resize_nearest(to_metres(sample.depth), size)).to(device)[None]
+        inputs = preprocessing.encode(rgb, metres)
+        told = [
+            own(inputs.rgb, inputs.depth, torch.tensor([missing]), inputs.depth_valid).fused[0].cpu()
+            for missing in ((False, True), (True, False))
+        ]
+        depths = [_grey(x, preprocessing) for x in (inputs.depth[0, 0].cpu(), told[0][3])]
+        tiles = (sample.rgb, *depths, preprocessing.decode_rgb(told[1][:3]))
+        rows.append(np.hstack([_tile(image, sample.rgb.shape[:2]) for image in tiles]))
+    return np.vstack(rows)
+
+
+def _grey(encoded: torch.Tensor, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    low, high = (0.0, 1.0) if preprocessing.depth_encoding == "minmax" else (-2.0, 2.0)
+    level = 255 - 200 * ((encoded - low) / (high - low)).clamp(0, 1)
+    return np.repeat(level.to(torch.uint8).numpy()[:, :, None], 3, axis=2)
 
 
 def _predictor(model: LinearFusionSegmenter) -> Predictor:

@@ -64,12 +64,7 @@ def make_views(
         whole: how many of them are the first labelled batch.
         device: where the views are to be.
     """
-    rgb, depth_m, labels, lacking = (tensor.to(device, non_blocking=True) for tensor in frames)
-    batch = Batch(rgb.float(), depth_m, labels.long(), lacking, depth_limits(depth_m))
-    if config.augmentation == "reference":
-        weak = augment.reference_weak(batch, config.crop_pixels, draws)
-    else:
-        weak = augment.weak(batch, config.crop, config.scales, draws)
+    weak = weakly_augmented(config, frames, draws, device)
     batch, source, samples = weak, torch.arange(len(weak.missing)), draws.samples
     if config.second_labelled == "same":
         batch, source = weak.repeated(whole), torch.cat((source[:whole], source))
@@ -82,7 +77,7 @@ def make_views(
     missing = recorded
     if config.masking != "none":
         missing = draw_missing(recorded, left_whole, draws, Purpose.MISSING)
-    student = _view(config, seen, missing, torch.tensor(draws.samples))
+    student = view_of(config, seen, missing, torch.tensor(draws.samples))
     labels = batch.labels[:labelled]
     cut = None
     if config.cutmix:
@@ -101,8 +96,19 @@ def make_views(
     wanted = source[start:]
     first = int(wanted.min())
     shown = Batch(*(column[first:] for column in shown))
-    teacher = _view(config, shown, hidden[first:], torch.tensor(samples[first:]) - first * ranks.count())
+    teacher = view_of(config, shown, hidden[first:], torch.tensor(samples[first:]) - first * ranks.count())
     return Views(student, labels, teacher, wanted - first, whole, cut and cut.of(start, len(source)))
+
+
+def weakly_augmented(
+    config: TrainConfig, frames: NetworkFrame, draws: StepDraws, device: torch.device
+) -> Batch:
+    """Cut the recipe's windows from a step's frames, on ``device``."""
+    rgb, depth_m, labels, lacking = (tensor.to(device, non_blocking=True) for tensor in frames)
+    batch = Batch(rgb.float(), depth_m, labels.long(), lacking, depth_limits(depth_m))
+    if config.augmentation == "reference":
+        return augment.reference_weak(batch, config.crop_pixels, draws)
+    return augment.weak(batch, config.crop, config.scales, draws)
 
 
 def draw_missing(recorded: Tensor, whole: int, draws: StepDraws, purpose: Purpose) -> Tensor:
@@ -130,7 +136,8 @@ def _renumbered(draws: StepDraws, shift: int, whole: int) -> StepDraws:
     return StepDraws(draws.seed, draws.step, samples)
 
 
-def _view(config: TrainConfig, batch: Batch, missing: Tensor, samples: Tensor) -> View:
+def view_of(config: TrainConfig, batch: Batch, missing: Tensor, samples: Tensor) -> View:
+    """Show a batch, without what is ``missing``, (B, 2) bool, to a network."""
     if config.modalities == "rgb":
         missing = torch.stack((torch.zeros_like(missing[:, 0]), torch.ones_like(missing[:, 1])), dim=1)
     inputs = config.preprocessing().encode(batch.rgb, batch.depth_m, batch.depth_limits)

@@ -7,6 +7,7 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m3l_model.commands.bag_options import (
     add_label_arguments,
@@ -18,6 +19,9 @@ from m3l_model.commands.bag_options import (
     positive,
 )
 from m3l_model.errors import M3LError
+
+if TYPE_CHECKING:
+    from m3l_model.training_frames import TrainingFrames
 
 HELP = "train a model from bags with few labels"
 
@@ -93,21 +97,17 @@ def run(args: argparse.Namespace) -> int:
     """Train and write ``OUT/checkpoint.safetensors`` and ``OUT/run.json``."""
     from m3l_model.recipe import load_config
     from m3l_model.training import Intervals, Machine, is_first_process, train
-    from m3l_model.training_frames import TrainingFrames
 
     overrides = {} if args.backbone is None else {"backbone": args.backbone}
     config = load_config(args.config, **overrides)
     if args.steps is not None:
         config = config.in_steps(args.steps)
-    label_set, label_files = open_labels(args)
-    if label_set is None:
-        raise M3LError("training needs --label-set SET, which gives the ids in the labels their classes")
-    bags, splits = open_bags_of_splits(args)
+    frames = _unlabelled_frames(args) if config.task == "reconstruct" else _frames(args)
     if args.pretrained is None and is_first_process():
         print("no --pretrained weights: trains from scratch", file=sys.stderr)
     checkpoint = train(
         config,
-        TrainingFrames.select(bags, label_set, label_files, splits),
+        frames,
         args.out,
         seed=args.seed,
         machine=Machine(args.device, args.devices, args.nodes, args.precision, args.workers),
@@ -123,3 +123,25 @@ def run(args: argparse.Namespace) -> int:
     if is_first_process():
         print(f"wrote {checkpoint}" if checkpoint else f"stopped early; go on with --resume --out {args.out}")
     return 0
+
+
+def _frames(args: argparse.Namespace) -> TrainingFrames:
+    from m3l_model.training_frames import TrainingFrames
+
+    label_set, label_files = open_labels(args)
+    if label_set is None:
+        raise M3LError("training needs --label-set SET, which gives the ids in the labels their classes")
+    bags, splits = open_bags_of_splits(args)
+    return TrainingFrames.select(bags, label_set, label_files, splits)
+
+
+def _unlabelled_frames(args: argparse.Namespace) -> TrainingFrames:
+    from m3l_model.training_frames import TrainingFrames
+
+    for option in ("labels", "label_set", "label_topic"):
+        if getattr(args, option) is not None:
+            raise M3LError(
+                f"--config {args.config} learns from images alone; leave --{option.replace('_', '-')} out"
+            )
+    bags, splits = open_bags_of_splits(args)
+    return TrainingFrames.without_labels(bags, splits)

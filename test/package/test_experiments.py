@@ -63,10 +63,21 @@ def test_rows_share_the_harness(rows: Any) -> None:
         longer = configs.pop("m3l_equal_time")
         assert longer == configs["m3l"].in_steps(longer.steps)
         assert longer.steps > configs["m3l"].steps
-        assert len({rows.digest(config) for config in configs.values()}) == len(configs)
+        pretraining = {row: rows.pretraining_of(setting, row) for row in configs}
+        assert [row for row, config in pretraining.items() if config] == [
+            "m3l_pretrained",
+            "m3l_labelled_only_pretrained",
+        ]
+        for row, config in pretraining.items():
+            if config:
+                assert configs[row] == configs[row.removesuffix("_pretrained")]
+                assert config.preprocessing() == configs[row].preprocessing()
+                assert config.steps == configs[row].steps
+        digests = {rows.digest(config, pretraining[row]) for row, config in configs.items()}
+        assert len(digests) == len(configs)
         shared = [name for name in {**rows.HARNESS, **setting} if name != "labelled_batch"]
         for row, config in configs.items():
-            images = 4 if row == "m3l_labelled_only" else 8
+            images = 4 if row.startswith("m3l_labelled_only") else 8
             assert sum(config.step_frames(config.steps - 1)) == images, row
             if row != "m3l_paper":
                 for name in (*shared, "batch_norm", "train_fused", "teacher_noise", "augmentation"):
