@@ -57,10 +57,12 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_equal_time": ("m3l", {}),
     "m3l_pretrained": ("m3l", {}),
     "m3l_labelled_only_pretrained": ("m3l", {"pseudo_weight": 0.0}),
+    "m3l_tuned_pretrained": ("mean_teacher_dropout", {"masking": "student"}),
+    "supervised_pretrained": ("supervised", _ALONE),
 }
 """``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, with a
 larger weight for what is learnt from unlabelled frames, in as many steps as take about the wall time of
-``m3l_tuned``, or from a network that was pretrained without labels."""
+``m3l_tuned``, or from a network that was pretrained without labels; so also two of the other rows."""
 
 _EQUAL_TIME = 4 / 3
 """Steps of ``m3l`` in the time of one of ``m3l_tuned``."""

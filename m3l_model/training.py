@@ -29,7 +29,7 @@ from m3l_model.draws import StepDraws
 from m3l_model.errors import M3LError
 from m3l_model.evaluation_plan import EvaluationPlan
 from m3l_model.folders import check_folder, writing
-from m3l_model.labels import LabelSet
+from m3l_model.labels import CHANNELS, LabelSet
 from m3l_model.learner import Learner, StepResult
 from m3l_model.predictor import choose_device
 from m3l_model.pretrained import load_pretrained
@@ -259,10 +259,13 @@ def new_network(
 ) -> LinearFusionSegmenter:
     """Make the network as it is before the first step; the seed decides what no weights are given for.
 
+    One that reconstructs has the channels of its inputs for classes, whatever the labels.
+
     Raises:
         M3LError: the weights cannot be used.
     """
     torch.manual_seed(seed)
+    labels = CHANNELS if config.task == "reconstruct" else labels
     network = LinearFusionSegmenter(
         config.backbone, len(labels.classes), config.fusion_ratio, config.skip_missing
     )

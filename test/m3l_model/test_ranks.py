@@ -210,6 +210,7 @@ def test_batch_norm_of_all_is_torch_s_in_half_precision_too(
         ("demo_m3l", "64-true", 1e-9),
         ("m3l_paper", "64-true", 1e-9),
         ("rgb_mean_teacher", "64-true", 1e-9),
+        ("pretrain", "64-true", 1e-9),
     ],
 )
 def test_two_processes_compute_the_same_losses_and_statistics(

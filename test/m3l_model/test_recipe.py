@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from m3l_model import M3LError
 from m3l_model.recipe import StepFrames, TrainConfig, load_config
@@ -36,6 +37,25 @@ from m3l_model.resources import share_path
 def test_impossible_recipes_are_refused(field: str, value: object) -> None:
     with pytest.raises(M3LError, match=field):
         load_config("m3l", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean_teacher", True),
+        ("masking", "student"),
+        ("modalities", "rgb"),
+        ("cutmix", True),
+        ("task", "draw"),
+    ],
+)
+def test_a_recipe_that_reconstructs_has_nothing_to_teach_mask_or_paste(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"mean_teacher": False, "task": "reconstruct", field: value}))
+    with pytest.raises(M3LError, match=rf"mine\.yaml: .*{field}"):
+        load_config(str(recipe))
 
 
 def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -78,6 +98,7 @@ def test_all_recipes_of_the_package_are_valid() -> None:
         "m3l_paper",
         "rgb_supervised",
         "rgb_mean_teacher",
+        "pretrain",
     } <= names
     for name in names:
         load_config(name)

@@ -112,6 +112,20 @@ def test_what_leaves_nothing_to_train_on_or_to_validate_with_is_refused(tmp_path
         select(unlabelled, splits=halves(unlabelled))
 
 
+def test_without_labels_all_frames_are_trained_on_but_those_set_apart(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", label=77)
+    opened = [BagFrames.open(bag)]
+    whole = TrainingFrames.without_labels(opened)
+    assert whole.trained_on.tolist() == whole.unlabelled.tolist() == list(range(FRAMES))
+    part = TrainingFrames.without_labels(opened, halves(bag))
+    assert part.unlabelled.tolist() == list(range(8))
+    part.check_labels(workers=0)
+    assert (part.at_network_size(Preprocessing(32)).read(1).labels == IGNORE_ID).all()
+    apart = Splits((BagSplits(bag, validation=WHOLE),))
+    with pytest.raises(M3LError, match=r"bag: no frame to train on, with these splits"):
+        TrainingFrames.without_labels(opened, apart)
+
+
 def test_label_files_of_other_bags_are_refused(tmp_path: Path) -> None:
     bag = write_bag(tmp_path / "bag")
     write_png(tmp_path / "kitchen" / "hall" / f"{stamp(2)}.png")
@@ -306,6 +320,11 @@ def test_a_run_in_fewer_steps_still_reads_unlabelled_frames(tmp_path: Path, reci
             "bag: none has a topic /truth",
         ),
         (["train", "--bag", "bag", "--label-set", "demo", "--splits", "none.yaml"], "none.yaml: cannot read"),
+        (
+            ["train", "--bag", "bag", "--config", "pretrain", "--label-set", "demo"],
+            "--config pretrain learns from images alone; leave --label-set out",
+        ),
+        (["train", "--config", "pretrain"], "no bags: name them with --bag"),
     ],
 )
 def test_wrong_use_is_one_line(

@@ -67,6 +67,8 @@ def test_rows_share_the_harness(rows: Any) -> None:
         assert [row for row, config in pretraining.items() if config] == [
             "m3l_pretrained",
             "m3l_labelled_only_pretrained",
+            "m3l_tuned_pretrained",
+            "supervised_pretrained",
         ]
         for row, config in pretraining.items():
             if config:
