@@ -76,7 +76,7 @@ def reconstruction_loss(output_B6HW: Tensor, views: ReconstructionViews) -> Tens
     size = (output_B6HW.shape[2], output_B6HW.shape[3])
     seen = functional.adaptive_avg_pool2d(views.seen, size)
     colour = functional.adaptive_avg_pool2d(views.whole.rgb, size)
-    depth = functional.adaptive_avg_pool2d(views.whole.depth * views.seen, size) / seen.clamp(min=1e-3)
+    depth = functional.adaptive_avg_pool2d(views.whole.depth, size) / seen.clamp(min=1e-3)
     told_colour, told_depth = output_B6HW.float().chunk(2, 1)
     no_rgb, no_depth = views.student.missing.to(seen.device, seen.dtype).T[:, :, None, None, None]
     return _mean_error(told_colour, colour, no_rgb) + DEPTH_WEIGHT * _mean_error(
