@@ -36,7 +36,7 @@ from m3l_model.errors import M3LError
 if TYPE_CHECKING:
     from m3l_model.bag_dataset import RgbdBagDataset
 
-Part = Literal["labelled", "unlabelled", "validation"]
+Part = Literal["labelled", "unlabelled", "validation", "trained_on"]
 PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "validation")
 ROLES = ("training", *PARTS)
 """What a range may be for."""
@@ -165,7 +165,8 @@ class Splits:
             dataset: of exactly these bags, in any order.
             part: ``labelled``: labelled samples within training and labelled ranges; ``unlabelled``: the other samples
                 within training ranges, and all within unlabelled ranges, whose labels, if there are any, are not to be
-                used; ``validation``: all samples within validation ranges, labelled or not.
+                used; ``trained_on``: all samples within any of these ranges, labelled or not; ``validation``: all
+                within validation ranges, likewise.
 
         Returns:
             (N,) positions in the data set, ascending.
@@ -303,6 +304,8 @@ def _select(
         return np.flatnonzero((within["training"] | within["labelled"]) & labelled)
     if part == "unlabelled":
         return np.flatnonzero((within["training"] & ~labelled) | within["unlabelled"])
+    if part == "trained_on":
+        return np.flatnonzero(within["training"] | within["labelled"] | within["unlabelled"])
     return np.flatnonzero(within["validation"])
 
 

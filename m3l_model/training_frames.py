@@ -95,20 +95,25 @@ class TrainingFrames:
 
     @classmethod
     def without_labels(cls, bags: Sequence[BagFrames], splits: Splits | None = None) -> TrainingFrames:
-        """Choose the frames of a run that reconstructs: all, or with splits all but those set apart for validation.
+        """Choose the frames of a run that reconstructs: all with depth, or with splits those that are trained on.
 
         Args:
             bags: the bags, with the topics to read; labels in them are not looked at.
             splits: of exactly these bags.
 
         Raises:
-            M3LError: there is no frame, or the splits do not fit the bags or leave nothing to train on.
+            M3LError: no frame has depth, or the splits do not fit the bags or leave nothing to train on.
         """
         dataset = RgbdBagDataset(bags)
-        chosen = splits.select(dataset, "unlabelled") if splits else np.arange(len(dataset))
+        chosen = splits.select(dataset, "trained_on") if splits else np.arange(len(dataset))
+        with_depth = np.concatenate([bag.frames["depth"] >= 0 for bag in bags])
+        chosen = chosen[with_depth[chosen]]
         if not len(chosen):
             paths = ", ".join(str(bag.index.path) for bag in bags)
-            raise M3LError(f"{paths}: no frame to train on{', with these splits' if splits else ''}")
+            among = "of those that the splits leave to training" if splits else "of the bags"
+            raise M3LError(
+                f"{paths}: no frame {among} has depth, of which and colour each is to tell the other"
+            )
         nothing = np.empty(0, np.intp)
         return cls(dataset, CHANNELS, None, nothing, chosen, nothing)
 

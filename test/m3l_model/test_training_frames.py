@@ -119,11 +119,29 @@ def test_without_labels_all_frames_are_trained_on_but_those_set_apart(tmp_path: 
     assert whole.trained_on.tolist() == whole.unlabelled.tolist() == list(range(FRAMES))
     part = TrainingFrames.without_labels(opened, halves(bag))
     assert part.unlabelled.tolist() == list(range(8))
+    roles = {
+        role: (TimeRange(second * SECOND, (second + 1) * SECOND),)
+        for second, role in enumerate(("training", "labelled", "unlabelled", "validation"))
+    }
+    assert TrainingFrames.without_labels(opened, halves(bag, **roles)).unlabelled.tolist() == list(range(6))
     part.check_labels(workers=0)
     assert (part.at_network_size(Preprocessing(32)).read(1).labels == IGNORE_ID).all()
     apart = Splits((BagSplits(bag, validation=WHOLE),))
-    with pytest.raises(M3LError, match=r"bag: no frame to train on, with these splits"):
+    with pytest.raises(M3LError, match=r"bag: no frame of those that the splits leave to training has depth"):
         TrainingFrames.without_labels(opened, apart)
+
+
+def test_frames_without_depth_teach_nothing_without_labels(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        for frame in range(4):
+            depth = np.full(SIZE, 2000, np.uint16) if frame % 2 else None
+            bag.write_frame(stamp(frame), "camera", np.zeros((*SIZE, 3), np.uint8), depth, None, np.eye(3))
+    with BagWriter(tmp_path / "colour") as bag:
+        bag.write_frame(stamp(0), "camera", np.zeros((*SIZE, 3), np.uint8), None, None, np.eye(3))
+    opened = [BagFrames.open(tmp_path / name) for name in ("bag", "colour")]
+    assert TrainingFrames.without_labels(opened).unlabelled.tolist() == [1, 3]
+    with pytest.raises(M3LError, match=r"colour: no frame of the bags has depth"):
+        TrainingFrames.without_labels(opened[1:])
 
 
 def test_label_files_of_other_bags_are_refused(tmp_path: Path) -> None:
