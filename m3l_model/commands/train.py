@@ -130,7 +130,10 @@ def _frames(args: argparse.Namespace) -> TrainingFrames:
 
     label_set, label_files = open_labels(args)
     if label_set is None:
-        raise M3LError("training needs --label-set SET, which gives the ids in the labels their classes")
+        raise M3LError(
+            "training needs --label-set SET, which gives the ids in the labels their classes; without labels there is "
+            "--config pretrain"
+        )
     bags, splits = open_bags_of_splits(args)
     return TrainingFrames.select(bags, label_set, label_files, splits)
 
