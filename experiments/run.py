@@ -124,7 +124,7 @@ def run_one(
             draw,
             machine,
             Intervals(100, 500),
-            pretrained=weights and str(weights),
+            pretrained=None if weights is None else str(weights),
             resume=True,
         )
         if checkpoint is None:

@@ -119,7 +119,12 @@ def test_processes_give_parts_of_one_loss(monkeypatch: pytest.MonkeyPatch) -> No
     output = torch.randn(8, 6, 8, 12, generator=torch.Generator().manual_seed(0))
     whole = reconstruction_loss(output, views)
     counts: list[torch.Tensor] = []
-    monkeypatch.setattr("m3l_model.ranks.total", lambda value: counts.append(value) or value)
+
+    def counted(value: torch.Tensor) -> torch.Tensor:
+        counts.append(value)
+        return value
+
+    monkeypatch.setattr("m3l_model.ranks.total", counted)
     reconstruction_loss(output, views)
     parts = []
     for half in (slice(0, 4), slice(4, 8)):
