@@ -77,7 +77,8 @@ def reconstruction_loss(output_B6HW: Tensor, views: ReconstructionViews) -> Tens
     seen = functional.adaptive_avg_pool2d(views.seen, size)
     colour = functional.adaptive_avg_pool2d(views.whole.rgb, size)
     depth = functional.adaptive_avg_pool2d(views.whole.depth, size) / seen.clamp(min=1e-3)
-    told_colour, told_depth = output_B6HW.float().chunk(2, 1)
+    exact = output_B6HW.to(torch.promote_types(output_B6HW.dtype, torch.float32))
+    told_colour, told_depth = exact.chunk(2, 1)
     no_rgb, no_depth = views.student.missing.to(seen.device, seen.dtype).T[:, :, None, None, None]
     return _mean_error(told_colour, colour, no_rgb) + DEPTH_WEIGHT * _mean_error(
         told_depth, depth, no_depth * seen

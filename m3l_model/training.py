@@ -234,7 +234,8 @@ def _prepare(
         plan_validation(config, frames.dataset, frames.validation) if len(frames.validation) else None
     )
     if is_first_process():
-        frames.check_labels(workers, allow_unlabelled_classes)
+        if config.task == "segment":
+            frames.check_labels(workers, allow_unlabelled_classes)
         frames.check_overlap()
     if stop.requested and fabric.world_size == 1:
         return None  # of several, the others wait until this one has started too

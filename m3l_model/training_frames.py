@@ -200,8 +200,6 @@ class TrainingFrames:
             M3LError: labels cannot be read, hold something outside the label set, or those that are trained on never
                 show some class of it.
         """
-        if not len(self.labelled):
-            return
         positions = np.concatenate((self.labelled, self.validation))
         counts = check_labels(self.dataset, positions, self.label_set, self.label_files, workers)
         pixels = counts[: len(self.labelled)].sum(0)

@@ -124,7 +124,8 @@ def test_without_labels_all_frames_are_trained_on_but_those_set_apart(tmp_path: 
         for second, role in enumerate(("training", "labelled", "unlabelled", "validation"))
     }
     assert TrainingFrames.without_labels(opened, halves(bag, **roles)).unlabelled.tolist() == list(range(6))
-    part.check_labels(workers=0)
+    with pytest.raises(M3LError, match="the 0 labelled frames show no class"):
+        part.check_labels(workers=0)
     assert (part.at_network_size(Preprocessing(32)).read(1).labels == IGNORE_ID).all()
     apart = Splits((BagSplits(bag, validation=WHOLE),))
     with pytest.raises(M3LError, match=r"bag: no frame of those that the splits leave to training has depth"):
