@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train with the labels of all usable NYUv2 frames, for the model that is shipped (docs/experiments.md).
 
-    python experiments/all_labels.py --data ../shared/data --work runs/nyu
+    python experiments/all_labels.py --data ../shared/data --work runs/nyu --run m3l
 
 It may be stopped and started again at any moment; its scores go to experiments/results.
 """
@@ -25,26 +25,30 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 from nyuv2_data import NyuBags  # noqa: E402
-from rows import HARNESS, NYUV2  # noqa: E402
+from pretrained_start import pretrain  # noqa: E402
+from rows import HARNESS, NYUV2, pretraining_of  # noqa: E402
 from scoring import score  # noqa: E402
 
 from m3l_model.recipe import load_config  # noqa: E402
 from m3l_model.run_log import VALIDATION_FILE  # noqa: E402
 from m3l_model.training import BEST_FILE, CHECKPOINT_FILE, Intervals, Machine, train  # noqa: E402
 
-RESULT = REPOSITORY / "experiments" / "results" / "nyuv2_all_labels.json"
+RESULTS = REPOSITORY / "experiments" / "results"
 SEED = 1
 FIELDS: dict[str, Any] = {
     **HARNESS,
     **NYUV2,
-    "steps": 8000,
     "scales": (1.0, 1.5),
     "labelled_batch": 8,
     "warmup_steps": 100,
-    "strong_augmentation": True,
     "learning_rate": 0.001,
 }
-"""What the run has other than ``supervised_dropout``."""
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "supervised_dropout": ("supervised_dropout", {"steps": 8000, "strong_augmentation": True}),
+    "m3l": ("m3l", {"steps": 6000, "pseudo_weight": 0.0, "ema_decay": 0.998}),
+}
+"""Run by run the recipe and what it has other than ``FIELDS``. No frame is left without labels for the teacher of
+``m3l``; that run starts from the network of ``m3l_pretrained``'s first draw."""
 
 
 def main() -> int:
@@ -54,15 +58,28 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
+    parser.add_argument("--run", choices=RUNS, required=True)
     parser.add_argument("--test", action="store_true", help="score on the test frames, once")
     args = parser.parse_args()
     bags = NyuBags(args.data, args.work)
-    config = load_config("supervised_dropout", **FIELDS)
-    out = args.work / "all_labels"
+    machine = Machine("cpu", workers=1)
+    recipe, fields = RUNS[args.run]
+    config = load_config(recipe, **{**FIELDS, **fields})
+    pretrained = None
+    if args.run == "m3l":
+        pretraining = pretraining_of(NYUV2, "m3l_pretrained")
+        assert pretraining
+        weights = pretrain(pretraining, bags, args.work, SEED, machine).weights
+        if weights is None:
+            return 0
+        pretrained = str(weights)
+    out = args.work / f"all_labels_{args.run}"
     frames = bags.training_frames(None)
-    if train(config, frames, out, SEED, Machine("cpu", workers=1), Intervals(250, 500), resume=True) is None:
+    intervals = Intervals(250, 500)
+    if train(config, frames, out, SEED, machine, intervals, pretrained=pretrained, resume=True) is None:
         return 0
-    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    path = RESULTS / f"nyuv2_all_labels_{args.run}.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if not result:
         result = {
             "seed": SEED,
@@ -75,7 +92,7 @@ def main() -> int:
             whole, holes = bags.scored(part, holes=False), bags.scored(part, holes=True)
             files = {"final": CHECKPOINT_FILE, "best": BEST_FILE}
             result[part] = {name: score(out / file, whole, holes) for name, file in files.items()}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -28,6 +28,7 @@ share_cores(os.environ)
 
 import torch  # noqa: E402
 from nyuv2_data import NyuBags  # noqa: E402
+from pretrained_start import pretrain  # noqa: E402
 from rows import (  # noqa: E402
     ABLATIONS,
     LEARNING_RATES,
@@ -111,12 +112,11 @@ def run_one(
         runs = [(config, frames, out)]
         weights = None
         if pretraining := pretraining_of(NYUV2, row):
-            without_labels = bags.pretraining_frames()
-            first = work / "runs" / f"pretraining-{draw}-{digest(pretraining)}"
-            runs.insert(0, (pretraining, without_labels, first))
-            weights = train(pretraining, without_labels, first, draw, machine, Intervals(100, 0), resume=True)
-            if weights is None:
+            start = pretrain(pretraining, bags, work, draw, machine)
+            if start.weights is None:
                 return False
+            weights = str(start.weights)
+            runs.insert(0, (pretraining, start.frames, start.folder))
         checkpoint = train(
             config,
             frames,
@@ -124,7 +124,7 @@ def run_one(
             draw,
             machine,
             Intervals(100, 500),
-            pretrained=None if weights is None else str(weights),
+            pretrained=weights,
             resume=True,
         )
         if checkpoint is None:

@@ -83,6 +83,14 @@ def _take_model(network: LinearFusionSegmenter, path: Path) -> None:
     )
     if learnt != now:
         _logger.warning("%s: learnt depth as %s, now it is %s", path, learnt, now)
+    learnt, now = (
+        "the images' own size"
+        if preprocessing.short_side is None
+        else f"short_side {preprocessing.short_side}"
+        for preprocessing in (model.metadata.preprocessing, network.metadata.preprocessing)
+    )
+    if learnt != now:
+        _logger.warning("%s: learnt at %s, now it is %s", path, learnt, now)
     if model.skip_missing != network.skip_missing:
         learnt = (
             "leave out what is missing" if model.skip_missing else "put the mask token for what is missing"

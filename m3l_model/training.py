@@ -225,8 +225,12 @@ def _prepare(
         check_folder(out)
     if out.exists() and not resume and is_first_process():
         raise M3LError(f"{out} exists already; choose another --out, remove it, or go on in it with --resume")
-    if config.mean_teacher and not len(frames.unlabelled):
-        raise M3LError("every frame has labels; use --config supervised, or add bags without labels")
+    reads_unlabelled = config.task == "segment" and config.step_frames(config.steps - 1).unlabelled > 0
+    if reads_unlabelled and not len(frames.unlabelled):
+        raise M3LError(
+            "every frame has labels, and this recipe's teacher labels what has none; use --config supervised or a "
+            "recipe of your own with pseudo_weight: 0, or add bags without labels"
+        )
     fabric = machine.fabric()
     workers = default_workers() if machine.workers is None else machine.workers
     _check_shares(config, fabric.world_size)
@@ -412,7 +416,7 @@ class _Run:
             bar = opened.enter_context(self._bar(progress))
             if log and progress.look_due:
                 progress = self._look(log, progress)
-            meter = _Meter()
+            meter = _Meter(self._learner.config)
             for result, spent in results:
                 steps = result.step + 1
                 look_due = self._due(steps, self._intervals.validation)
@@ -480,7 +484,9 @@ class _Run:
 class _Meter:
     """What the progress bar tells beside the number of steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrainConfig) -> None:
+        self._loss = "supervised" if config.task == "segment" else "reconstruction"
+        self._teaches = config.mean_teacher and config.pseudo_weight > 0
         self._began = time.perf_counter()
         self._waited = 0.0
         self._steps = 0
@@ -491,8 +497,8 @@ class _Meter:
         self._steps += 1
         elapsed = time.perf_counter() - self._began
         return {
-            "supervised": f"{result.loss_supervised:.3f}",
-            "pseudo": f"{result.loss_pseudo:.3f}",
+            self._loss: f"{result.loss_supervised:.3f}",
+            **({"pseudo": f"{result.loss_pseudo:.3f}"} if self._teaches else {}),
             "steps/s": f"{self._steps / elapsed:.2f}",
             "waiting": f"{self._waited / elapsed:.0%}",
         }

@@ -159,10 +159,12 @@ def test_what_is_no_weights_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             load_pretrained(network, source)
 
 
-def new(classes: int, seed: int, depth_range: tuple[float, float] = (0.0, 10.0)) -> LinearFusionSegmenter:
+def new(
+    classes: int, seed: int, depth_range: tuple[float, float] = (0.0, 10.0), short_side: int | None = 96
+) -> LinearFusionSegmenter:
     torch.manual_seed(seed)
     network = LinearFusionSegmenter("mit_b0", classes)
-    network.metadata = Metadata(LabelSet.generic(classes), Preprocessing(96, depth_range=depth_range))
+    network.metadata = Metadata(LabelSet.generic(classes), Preprocessing(short_side, depth_range=depth_range))
     return network
 
 
@@ -203,6 +205,18 @@ def test_a_model_that_saw_depth_in_another_way_is_named(
         load_pretrained(new(5, 2), str(tmp_path / "model.safetensors"))
     assert "learnt depth as metric (0.0, 6.0), now it is metric (0.0, 10.0)" in caplog.text
     assert "skip_missing" not in caplog.text
+    assert "short_side" not in caplog.text
+
+
+@pytest.mark.parametrize(("size", "learnt"), [(120, "short_side 120"), (None, "the images' own size")])
+def test_a_model_of_another_size_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int | None, learnt: str
+) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", new(5, 1, short_side=size))
+    with caplog.at_level(logging.WARNING):
+        load_pretrained(new(5, 2), str(tmp_path / "model.safetensors"))
+    assert f"learnt at {learnt}, now it is short_side 96" in caplog.text
+    assert "learnt depth" not in caplog.text
 
 
 def test_a_model_that_did_otherwise_about_what_is_missing_is_named(

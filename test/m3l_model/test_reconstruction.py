@@ -168,7 +168,9 @@ def bag(tmp_path: Path) -> Path:
     return tmp_path / "bag"
 
 
-def test_a_bag_without_labels_pretrains_what_training_starts_from(tmp_path: Path, bag: Path) -> None:
+def test_a_bag_without_labels_pretrains_what_training_starts_from(
+    tmp_path: Path, bag: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         "{mean_teacher: false, task: reconstruct, skip_missing: true, short_side: 32, crop: 1.0, steps: 3, "
@@ -177,6 +179,9 @@ def test_a_bag_without_labels_pretrains_what_training_starts_from(tmp_path: Path
     out = tmp_path / "pre"
     command = ["train", "--config", str(recipe), "--bag", str(bag), "--device", "cpu", "--workers", "0"]
     assert main([*command, "--out", str(out)]) == 0
+    bar = capsys.readouterr().err
+    assert "reconstruction=" in bar
+    assert "pseudo=" not in bar
     assert (out / "run.json").is_file()
     facts = json.loads((out / "run.json").read_text())
     assert (facts["labelled_frames"], facts["unlabelled_frames"]) == (0, 6)

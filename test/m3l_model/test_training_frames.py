@@ -327,6 +327,20 @@ def test_a_run_in_fewer_steps_still_reads_unlabelled_frames(tmp_path: Path, reci
     assert [step["loss_pseudo"] > 0 for step in read_log(out)] == [False, False, True, True]
 
 
+def test_where_every_frame_has_labels_only_a_recipe_that_reads_others_is_refused(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, out = write_bag(tmp_path / "bag", range(FRAMES)), tmp_path / "run"
+    train = ["train", "--bag", str(bag), "--label-set", "demo", "--config", str(recipe), "--device", "cpu"]
+    train += ["--allow-unlabelled-classes", "--workers", "0", "--out", str(out)]
+    assert main(train) == 2
+    assert "every frame has labels" in (complaint := capsys.readouterr().err)
+    assert "pseudo_weight: 0" in complaint
+    recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 2, pseudo_weight: 0"))
+    assert main(train) == 0
+    assert [step["loss_supervised"] > 0 == step["loss_pseudo"] for step in read_log(out)] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
