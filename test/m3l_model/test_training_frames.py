@@ -316,12 +316,17 @@ def test_commands_train_on_splits_and_score_their_validation_part(
         )
 
 
-def test_a_run_in_fewer_steps_still_reads_unlabelled_frames(tmp_path: Path, recipe: Path) -> None:
+def test_a_run_in_fewer_steps_still_reads_unlabelled_frames(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 40, pseudo_start: 20, pseudo_ramp: 10"))
     bag, out = write_bag(tmp_path / "bag"), tmp_path / "run"
     train = ["train", "--bag", str(bag), "--label-set", "demo", "--config", str(recipe), "--device", "cpu"]
     train += ["--allow-unlabelled-classes", "--workers", "0", "--out", str(out)]
     assert main([*train, "--steps", "4"]) == 0
+    bar = capsys.readouterr().err
+    assert "supervised=" in bar
+    assert "pseudo=" in bar
     config = json.loads((out / "run.json").read_text())["config"]
     assert [config[name] for name in ("steps", "warmup_steps", "pseudo_start", "pseudo_ramp")] == [4, 3, 2, 1]
     assert [step["loss_pseudo"] > 0 for step in read_log(out)] == [False, False, True, True]
