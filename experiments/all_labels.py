@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
@@ -43,12 +43,21 @@ FIELDS: dict[str, Any] = {
     "warmup_steps": 100,
     "learning_rate": 0.001,
 }
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "supervised_dropout": ("supervised_dropout", {"steps": 8000, "strong_augmentation": True}),
-    "m3l": ("m3l", {"steps": 6000, "pseudo_weight": 0.0, "ema_decay": 0.998}),
+
+
+class Run(NamedTuple):
+    """A recipe, what it has other than ``FIELDS``, and the row whose first draw's pretraining it starts from."""
+
+    recipe: str
+    fields: dict[str, Any]
+    pretrained_as: str | None = None
+
+
+RUNS = {
+    "supervised_dropout": Run("supervised_dropout", {"steps": 8000, "strong_augmentation": True}),
+    "m3l": Run("m3l", {"steps": 6000, "pseudo_weight": 0.0, "ema_decay": 0.998}, "m3l_pretrained"),
 }
-"""Run by run the recipe and what it has other than ``FIELDS``. No frame is left without labels for the teacher of
-``m3l``; that run starts from the network of ``m3l_pretrained``'s first draw."""
+"""No frame is left without labels for the teacher of ``m3l``."""
 
 
 def main() -> int:
@@ -59,15 +68,16 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
     parser.add_argument("--run", choices=RUNS, required=True)
+    parser.add_argument("--device", default="cpu", help="what trains; scores are of the CPU")
     parser.add_argument("--test", action="store_true", help="score on the test frames, once")
     args = parser.parse_args()
     bags = NyuBags(args.data, args.work)
-    machine = Machine("cpu", workers=1)
-    recipe, fields = RUNS[args.run]
-    config = load_config(recipe, **{**FIELDS, **fields})
+    machine = Machine(args.device, workers=1)
+    run = RUNS[args.run]
+    config = load_config(run.recipe, **{**FIELDS, **run.fields})
     pretrained = None
-    if args.run == "m3l":
-        pretraining = pretraining_of(NYUV2, "m3l_pretrained")
+    if run.pretrained_as:
+        pretraining = pretraining_of(NYUV2, run.pretrained_as)
         assert pretraining
         weights = pretrain(pretraining, bags, args.work, SEED, machine).weights
         if weights is None:
@@ -83,6 +93,7 @@ def main() -> int:
     if not result:
         result = {
             "seed": SEED,
+            "device": machine.device,
             "config": dataclasses.asdict(config),
             "curve": [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()],
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
