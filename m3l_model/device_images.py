@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw images to the network's size by tensor operations: on a GPU, and inside an exported model.
 
-They do what ``preprocessing`` does with NumPy and OpenCV; resized colour may differ by one grey level of 256, and
-depth by the pixel taken where two are equally near.
+They do what ``preprocessing`` does with NumPy and OpenCV; resized colour may differ by one grey level of 256.
 
 The tables of a pair of sizes are kept for good, since CUDA graphs go on using them by their addresses: those of an
 image of 480x640 that becomes 120x160 take 0.6 MB, of 1080x1920 that becomes 480x853 9 MB.
@@ -12,10 +11,12 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from m3l_model import preprocessing
 from m3l_model.preprocessing import MAX_DEPTH_MM
 
 
@@ -70,4 +71,5 @@ def _linear_weights(source: int, target: int, device: torch.device) -> Tensor:
 
 @functools.cache
 def _nearest(source: int, target: int, device: torch.device) -> Tensor:
-    return ((2 * torch.arange(target) + 1) * source // (2 * target)).to(device)
+    taken_1T = preprocessing.resize_nearest(np.arange(source, dtype=np.float32)[None], (1, target))
+    return torch.from_numpy(taken_1T[0].astype(np.int64)).to(device)
