@@ -86,7 +86,7 @@ def described() -> str:
 def _script(name: str, *arguments: str) -> list[str]:
     """Run another script of this folder; give its name where it fails."""
     print(f"\n== {name}", flush=True)
-    done = subprocess.run([sys.executable, str(BENCH / name), *arguments], check=False)
+    done = subprocess.run([sys.executable, "-u", str(BENCH / name), *arguments], check=False)
     return [name] if done.returncode else []
 
 
@@ -126,14 +126,15 @@ def _floor(backbone: str, name: str, rate: float, bandwidth: float, out: Path) -
     whole = median_ms(lambda: engine.submit(request)())
     overlapped = two_in_flight_ms(engine, request)
     program = engine._program(request)
-    replay = event_ms(program.run)
+    replay, eager = event_ms(program.run), event_ms(program.segment)
     with _Traffic() as traffic:
         program.segment()
     compute = 1e3 * count_gflop(backbone, CLASSES, SIZE) * 1e9 / rate
     memory = 1e3 * traffic.bytes / bandwidth
     captured = "graph" if program._graph is not None else "NO graph, eager"
     print(
-        f"{backbone} {name}: frame {whole:.2f} ms, {overlapped:.2f} ms with two in flight, {captured} {replay:.2f} ms; "
+        f"{backbone} {name}: frame {whole:.2f} ms, {overlapped:.2f} ms with two in flight, {captured} {replay:.2f} ms, "
+        f"operator by operator {eager:.2f} ms; "
         f"floor {compute:.2f} ms of arithmetic and {memory:.2f} ms of traffic (operators unfused); "
         f"{replay / max(compute, memory):.1f} times the larger",
         flush=True,

@@ -45,7 +45,7 @@ def main() -> int:
     areas: dict[str, list[float]] = {}
     batches: dict[str, list[float]] = {}
     for backbone in args.backbones:
-        model = LinearFusionSegmenter(backbone).to(args.device).eval()
+        model = LinearFusionSegmenter(backbone, skip_missing=True).to(args.device).eval()
         for precision in args.precision:
             name = f"{backbone} {precision}"
             network = PreparedSegmenter(model, PRECISIONS[precision])

@@ -4,7 +4,7 @@
     python bench/inference_labels.py --checkpoint run/checkpoint.safetensors --bag nyu_val
 
 For each precision and each state (both modalities, colour only, depth only): the share of pixels on which the labels
-agree with the plain network in float32 on the CPU, and the mean IoU, in percent.
+agree with the plain network in float32 on the CPU, the mean IoU, in percent, and whether what is asked for holds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from m3l_model.preprocessing import resize_nearest, resize_rgb, to_metres
 from m3l_model.segmenter import LinearFusionSegmenter, upsample
 
 STATES = ("both", "rgb_only", "depth_only")
+LEAST_EQUAL = {"fp32": 99.95, "fp16": 99.5}
+"""Percent of the labels that are to be those of the plain network."""
+MOST_LOST = {"bf16": 0.2}
+"""Points of mean IoU that may be lost."""
 
 
 def main() -> int:
@@ -78,9 +82,20 @@ def compare(plain: LinearFusionSegmenter, predictors: dict[str, Predictor], fram
                 found[name] += confusion(ids, prediction, classes)
         print(f"{'plain fp32':<14}{state:<12}{100:>16.4f}{100 * miou(truth):>10.3f}")
         for name, matrix in found.items():
-            loss = 100 * (miou(truth) - miou(matrix))
-            agreement = 100 * np.mean(equal[name])
-            print(f"{name:<14}{state:<12}{agreement:>16.4f}{100 * miou(matrix):>10.3f}{loss:>8.3f}")
+            loss = float(100 * (miou(truth) - miou(matrix)))
+            agreement = 100 * float(np.mean(equal[name]))
+            verdict = _verdict(name.split()[-1], agreement, loss)
+            print(f"{name:<14}{state:<12}{agreement:>16.4f}{100 * miou(matrix):>10.3f}{loss:>8.3f}{verdict}")
+
+
+def _verdict(precision: str, agreement: float, loss: float) -> str:
+    if precision in LEAST_EQUAL:
+        least = LEAST_EQUAL[precision]
+        return f"  at least {least} % equal: {'holds' if agreement >= least else 'does not hold'}"
+    if precision in MOST_LOST:
+        most = MOST_LOST[precision]
+        return f"  at most {most} lost: {'holds' if loss <= most else 'does not hold'}"
+    return ""
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ Both with random weights, as their users would run them: eager, logits upsampled
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +101,9 @@ def check_reference(folder: Path) -> None:
     source = folder / _NETWORK
     if not source.is_dir():
         raise M3LError(f"{folder}: not a clone of https://github.com/harshm121/M3L (no {_NETWORK})")
-    git = ["git", "-C", str(folder)]
+    if shutil.which("git") is None:
+        raise M3LError(f"{folder}: which commit it is at cannot be told: install git")
+    git = ["git", "-c", "safe.directory=*", "-C", str(folder)]  # a clone may be somebody else's
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     if head != REFERENCE_COMMIT:
         raise M3LError(f"{folder}: at commit {head or 'unknown'}; git checkout {REFERENCE_COMMIT}")

@@ -122,14 +122,25 @@ class CudaEngine:
         if shapes in self._programs:
             self._programs.move_to_end(shapes)
             return self._programs[shapes]
-        while self._in_flight:  # nothing may run beside a capture, nor in memory that is given up
+        while self._in_flight:
             self._in_flight.popleft().result()
+        self._finish()  # nothing may run beside a capture, nor in memory that is given up
         if len(self._programs) == _SHAPES_KEPT:
             self._programs.popitem(last=False)
         self._programs[shapes] = _Program(
             shapes, self.device, self._compute, self._network, self._preprocessing
         )
+        self._upload.wait_stream(torch.cuda.current_stream(self.device))  # which clears the buffers
         return self._programs[shapes]
+
+    def _finish(self) -> None:
+        """Wait for all that is under way, also for what a frame left that failed after its upload."""
+        self._upload.synchronize()
+        self._compute.synchronize()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, RuntimeError):  # one that was never whole, or a GPU that has failed
+            self._finish()
 
     def _shapes(self, request: Request) -> _Shapes:
         """Give the shapes of a frame; a missing image takes those of the latest frame that had it, else the labels'."""
@@ -185,6 +196,7 @@ class _Program:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: Labels | None = None
         self.slots = deque(_Slot(shapes, device) for _ in range(IN_FLIGHT))
+        stream.wait_stream(torch.cuda.current_stream(device))  # which makes weights and clears buffers
         with torch.cuda.stream(stream):
             for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
                 self.segment()
@@ -209,7 +221,8 @@ def capture(call: Callable[[], _T], stream: torch.cuda.Stream) -> tuple[torch.cu
     """Capture a call as a graph; other threads may use the GPU meanwhile.
 
     torch 2.13 does not end a capture that failed midway: its allocator goes on taking it for one under way, keeps its
-    memory and gives none back to the system, and the stream stays the current one. Here both are put right.
+    memory and gives none back to the system, the stream stays the current one, and random numbers cannot be drawn any
+    more. Here all three are put right.
 
     Args:
         call: what to capture; it ran before, so that what it makes once is made.
@@ -230,6 +243,9 @@ def capture(call: Callable[[], _T], stream: torch.cuda.Stream) -> tuple[torch.cu
         with suppress(AttributeError, RuntimeError):  # a torch without these, or the capture was ended
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             torch._C._cuda_releasePool(stream.device_index, pool)
+        with suppress(AttributeError, IndexError, RuntimeError):
+            generator = torch.cuda.default_generators[stream.device_index]
+            generator.graphsafe_set_state(generator.clone_state())  # the clone is in no capture
         raise
     return graph, outputs
 

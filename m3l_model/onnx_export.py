@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -118,6 +119,8 @@ def _export(exported: ExportedSegmenter, inputs: tuple[Tensor, ...], dynamic: bo
         image = {0: batch, 1: height, 2: width}
         shapes = {"rgb": image, "depth": image, "missing": {0: batch}}
     outputs = ["labels", "logits"] if exported.with_logits else ["labels"]
+    # It warns of torchvision's operators where that is not installed; none of them is exported.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

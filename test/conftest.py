@@ -51,6 +51,7 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "Stream": lambda *_: MagicMock(),
         "Event": lambda **_: MagicMock(elapsed_time=lambda _: 1.0),
         "stream": MagicMock(),
+        "current_stream": lambda *_: MagicMock(),
         "synchronize": lambda *_: None,
         "CUDAGraph": MagicMock(),
         "graph_pool_handle": lambda: (0, 0),

@@ -30,6 +30,15 @@ def test_a_clone_at_another_commit_is_refused_with_the_way_out(tmp_path: Path) -
         check_reference(tmp_path)
 
 
+def test_where_there_is_no_git_a_clone_is_refused_saying_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / NETWORK).mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(M3LError, match="install git"):
+        check_reference(tmp_path)
+
+
 def test_the_command_says_that_transformers_is_absent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

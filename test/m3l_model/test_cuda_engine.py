@@ -173,6 +173,10 @@ class FailingCapture:
 def test_a_capture_that_failed_is_ended_for_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
     stream = SimpleNamespace(device_index=1)
+    generator = SimpleNamespace(
+        clone_state=lambda: "clone", graphsafe_set_state=lambda state: calls.append(("set", state))
+    )
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, generator))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", FailingCapture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
@@ -186,7 +190,8 @@ def test_a_capture_that_failed_is_ended_for_the_allocator(monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match="previous error") as raised:
         capture(segment, cast(torch.cuda.Stream, stream))
     assert "not permitted" in str(raised.value.__context__)
-    assert calls == [("_cuda_endAllocateToPool", 1, (0, 7)), ("_cuda_releasePool", 1, (0, 7))]
+    ended = [("_cuda_endAllocateToPool", 1, (0, 7)), ("_cuda_releasePool", 1, (0, 7))]
+    assert calls == [*ended, ("set", "clone")]
 
 
 @on_gpu
@@ -259,6 +264,7 @@ def test_a_capture_that_fails_midway_leaves_the_gpu_as_it_was(
             np.testing.assert_array_equal(predictor.predict(*frame()).labels, expected)
     assert caplog.text.count("no CUDA graph of") == 1
     assert torch.cuda.current_stream() == stream
+    torch.rand(1, device="cuda")
     torch.cuda.empty_cache()
     caplog.clear()
     np.testing.assert_array_equal(Predictor(model(), "cuda", "fp32").predict(*frame()).labels, expected)

@@ -14,7 +14,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from m3l_model.bench import count_gflop
+from m3l_model.bench import Case, Measurement, count_gflop
+from m3l_model.errors import M3LError
 
 
 @pytest.fixture
@@ -79,6 +80,29 @@ def test_a_compiled_network_is_measured_on_a_gpu_only(
         options = argparse.Namespace(device=device, threads=1, size="64x96", reference=None)
         cases = baselines._cases("mit_b0", options)
         assert [name for name, case in cases.items() if case.compile] == compiled
+    del sys.modules["inference_baselines"]
+
+
+def test_a_clone_that_cannot_be_used_or_a_backbone_that_fails_keeps_no_other_from_running(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(repository / "bench"))
+    baselines = importlib.import_module("inference_baselines")
+
+    def measure(cases: list[Case], rounds: int) -> list[Measurement]:
+        if cases[0].model == "mit_b0":
+            raise M3LError("the process died")
+        return [Measurement("cpu", "fp32", (0.1,) * rounds, 1.0, 100.0) for _ in cases]
+
+    monkeypatch.setattr(baselines, "measure_in_turn", measure)
+    monkeypatch.setattr(
+        sys, "argv", ["inference_baselines.py", "--rounds", "2", "--reference", str(tmp_path)]
+    )
+    assert baselines.main() == 1
+    printed = capsys.readouterr().out
+    assert f"the reference implementation is left out: {tmp_path}: not a clone" in printed
+    assert "mit_b0: not measured: the process died" in printed
+    assert "mit_b2 ours fp32" in printed
     del sys.modules["inference_baselines"]
 
 
