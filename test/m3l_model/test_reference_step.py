@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe m3l_paper does the reference implementation's optimisation step: losses, gradients, student, teacher."""
+"""The recipe m3l_paper does the reference implementation's optimisation step: losses, gradients, student, teacher.
+
+In float64: the reference's own float32 has values within rounding of a ReLU's edge, which float32 on another processor
+puts on its other side.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ def network_of(weights: dict[str, torch.Tensor], gain: float) -> LinearFusionSeg
     with torch.no_grad():
         for parameter in network.decoder.classifier.parameters():
             parameter.mul_(gain)
-    return network
+    return network.double()
 
 
 def without_noise(network: LinearFusionSegmenter) -> None:
@@ -49,7 +53,8 @@ def without_noise(network: LinearFusionSegmenter) -> None:
 
 def learner_of(reference_weights: Any, gain: float) -> Learner:
     config = dataclasses.replace(load_config("m3l_paper"), backbone="mit_b0", ohem_share=0.9)
-    learner = Learner(config, network_of(reference_weights(""), gain), Fabric(accelerator="cpu", devices=1))
+    fabric = Fabric(accelerator="cpu", devices=1, precision="64-true")
+    learner = Learner(config, network_of(reference_weights(""), gain), fabric)
     assert learner.teacher is not None
     learner.teacher.load_state_dict(network_of(reference_weights("teacher."), gain).state_dict())
     return learner
@@ -60,7 +65,7 @@ def views_of(expected: Any) -> Views:
 
     def inputs(*names: str) -> Inputs:
         rgb, depth = (
-            torch.cat([torch.from_numpy(expected[f"{name}_{kind}"]) for name in names])
+            torch.cat([torch.from_numpy(expected[f"{name}_{kind}"]) for name in names]).double()
             for kind in ("rgb", "depth")
         )
         return Inputs(rgb, depth.expand(-1, 3, -1, -1), None)
