@@ -29,7 +29,7 @@ HARNESS: Fields = {
 NYUV2: Fields = {"short_side": 120, "steps": 1500, "depth_range": (0.0, 10.0)}
 SYNTHETIC: Fields = {"short_side": 96, "steps": 500, "depth_range": (0.0, 6.0)}
 
-_ALONE: Fields = {"labelled_batch": 8, "strong_augmentation": False}
+_ALONE: Fields = {"labelled_batch": 8}
 """Without a teacher all images of a step are labelled ones."""
 
 ROWS: dict[str, tuple[str, Fields]] = {

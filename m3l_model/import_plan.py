@@ -266,7 +266,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 # Matching
 
-_MODALITY = re.compile("colou?r|depth|gt|images?|img|label(s|led)?|masks?|rgb|seg(mentation)?|semantic")
+_MODALITY = re.compile("colou?r|depth|gt|ids?|images?|img|label(s|led)?|masks?|rgb|seg(mentation)?|semantic")
 
 _Groups = Mapping[str, Sequence[Path]]
 _Keyed = dict[str, dict[str, Path]]

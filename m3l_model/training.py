@@ -47,6 +47,8 @@ from m3l_model.views import make_views
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_FILE = "best.safetensors"
+_LAUNCHED = ("WORLD_SIZE", "MASTER_ADDR", "SLURM_NTASKS")
+"""Variables of which torchrun, a script that starts processes by itself, or Slurm sets one."""
 _PANELS = 3
 
 _T = TypeVar("_T")
@@ -86,6 +88,11 @@ class Machine:
         chosen = choose_device(self.device)
         if chosen.type == "cuda" and self.devices > torch.cuda.device_count():
             raise M3LError(f"--devices {self.devices}: torch sees {torch.cuda.device_count()} GPUs")
+        if self.nodes > 1 and os.environ.keys().isdisjoint(_LAUNCHED):
+            raise M3LError(
+                f"--nodes {self.nodes}: nothing here starts the other machines' processes; start this command on each "
+                "machine by torchrun, which tells how many there are"
+            )
         local = self.local_processes
         nodes = int(os.environ.get("WORLD_SIZE", local * self.nodes)) // local
         one = local * nodes == 1
@@ -190,7 +197,7 @@ def train(
         )
         batches = read_batches(ready.frames, sampler, ready.workers)
         progress = run.go(learn(learner, batches, seed, progress.steps, fabric), progress, stop)
-        if progress.steps < config.steps:
+        if progress.steps < config.steps or progress.look_due:
             return None
         if fabric.is_global_zero:
             save_checkpoint(out / CHECKPOINT_FILE, learner.model)
@@ -409,13 +416,15 @@ class _Run:
         """Do the steps that are left, or those until a signal asks for a stop.
 
         Returns:
-            How far the run is; its state is on the disk.
+            How far the run is; its state is on the disk. A look that is due still was ended by a signal.
         """
         with ExitStack() as opened:
             log = opened.enter_context(self._log(progress)) if self._writes else None
             bar = opened.enter_context(self._bar(progress))
-            if log and progress.look_due:
-                progress = self._look(log, progress)
+            if progress.look_due:
+                progress = self._look_together(log, progress, stop)
+                if progress.look_due:
+                    return progress
             meter = _Meter(self._learner.config)
             for result, spent in results:
                 steps = result.step + 1
@@ -428,8 +437,9 @@ class _Run:
                     log.step(result, spent.total)
                     if stopped or self._due(steps, self._intervals.state):
                         self._save(log, progress)
-                    if look_due and not stopped:
-                        progress = self._look(log, progress)
+                if look_due and not stopped:
+                    progress = self._look_together(log, progress, stop)
+                    stopped = progress.look_due
                 if stopped:
                     break
         return progress
@@ -453,14 +463,24 @@ class _Run:
         log.flush()
         save_state(self._out, self._learner, self._identity, progress, self._surroundings)
 
-    def _look(self, log: RunLog, progress: Progress) -> Progress:
+    def _look_together(self, log: RunLog | None, progress: Progress, stop: StopSignals) -> Progress:
+        """Have the first process look while the others wait; ended by a signal, it stays due, as the state says."""
+        if log:
+            progress = self._look(log, progress, stop)
+            if progress.look_due:
+                self._save(log, progress)
+        return replace(progress, look_due=ranks.any_of_us(log is not None and progress.look_due))
+
+    def _look(self, log: RunLog, progress: Progress, stop: StopSignals) -> Progress:
         """Validate, keep the model if it is the best so far, and draw what the networks say.
 
         A state that was written before says that this is due; after the last step it is written once more.
         """
         frames, learner = self._frames, self._learner
         if self._validation:
-            scores = validate(learner.model, self._validation)
+            scores = validate(learner.model, self._validation, lambda: stop.requested)
+            if scores is None:
+                return progress
             log.validated(progress.steps, scores)
             score = merit(self._identity.config, scores)
             if progress.best_miou is None or score > progress.best_miou:

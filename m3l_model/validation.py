@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
@@ -24,6 +24,10 @@ from m3l_model.scenarios import CLEAN, DEPTH_MISSING, ROBUST, chosen_scenarios
 from m3l_model.segmenter import LinearFusionSegmenter
 
 PANEL_HEIGHT = 120
+
+
+class _Stopped(Exception):
+    """A validation is to end."""
 
 
 def plan_validation(
@@ -46,17 +50,30 @@ def plan_validation(
         raise M3LError(f"validation: {error}") from error
 
 
-def validate(model: LinearFusionSegmenter, plan: EvaluationPlan) -> dict[str, float]:
+def validate(
+    model: LinearFusionSegmenter, plan: EvaluationPlan, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
     """Score a network that goes on being trained, in float32, at the images' own size.
 
     Args:
         model: the network; stays as it is.
         plan: of ``plan_validation``.
+        stopped: asked after each frame whether to stop.
 
     Returns:
-        The mIoU in each scenario, and, where these are ``scenarios.ROBUST``, their mean, ``robust``.
+        The mIoU in each scenario, and, where these are ``scenarios.ROBUST``, their mean, ``robust``; None where it was
+        stopped.
     """
-    confusion = evaluate(plan, {"model": _predictor(model)}).counts.confusion[0].sum(1)
+
+    def after_frames(_: int) -> None:
+        if stopped():
+            raise _Stopped
+
+    try:
+        evaluation = evaluate(plan, {"model": _predictor(model)}, report=after_frames)
+    except _Stopped:
+        return None
+    confusion = evaluation.counts.confusion[0].sum(1)
     names = tuple(scenario.name for scenario in plan.scenarios)
     scores = dict(zip(names, metrics.miou(confusion).tolist(), strict=True))
     return scores | ({"robust": float(np.mean(list(scores.values())))} if names == ROBUST else {})

@@ -105,6 +105,23 @@ def test_three_folders_become_a_bag_of_paired_frames(
     assert "33/33" in said.err
 
 
+def test_the_files_of_stanford_2d_3d_s_meet_by_their_names(tmp_path: Path) -> None:
+    """With the patterns of docs/published.md."""
+    for area in ("area_1", "area_5a"):
+        for frame in range(2):
+            name = f"camera_{area}_office_1_frame_{frame}_domain"
+            save(tmp_path / area / "data" / "rgb" / f"{name}_rgb.png", color_image(frame + 1))
+            save(tmp_path / area / "data" / "depth" / f"{name}_depth.png", depth_image(frame + 1))
+            save(tmp_path / area / "data" / "ids" / f"{name}_ids.png", label_image(frame + 1))
+    pattern = {
+        kind: tmp_path / "area_*" / "data" / kind / f"*_{kind}.png" for kind in ("rgb", "depth", "ids")
+    }
+    assert import_images(tmp_path / "bag", pattern["rgb"], pattern["depth"], "--labels", pattern["ids"]) == 0
+    frames = list(read_frames(tmp_path / "bag"))
+    assert [int(frame.labels[0, 0]) for frame in frames if frame.labels is not None] == [1, 2, 1, 2]
+    assert all(frame.depth is not None for frame in frames)
+
+
 def test_units_list_intrinsics_and_label_budget(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(1, 13):
         save(folders / "depth8" / f"d{index}.png", np.full(SIZE, 100 + index, np.uint8))

@@ -163,9 +163,12 @@ def test_two_processes_validate_as_one_does_and_go_on_to_the_same_bits(tmp_path:
     one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
     life(1, one)
     life(2, two)
-    life(2, stopped, "1")
-    assert not (stopped / CHECKPOINT_FILE).exists()
-    assert json.loads(read_tensors(stopped / STATE_FILE)[1]["progress"])["steps"] == 2
+    for where in ("1", "look"):  # in the step before the validation, then within it
+        life(2, stopped, where)
+        assert not (stopped / CHECKPOINT_FILE).exists()
+        progress = json.loads(read_tensors(stopped / STATE_FILE)[1]["progress"])
+        assert (progress["steps"], progress["look_due"]) == (2, True)
+        assert not (stopped / VALIDATION_FILE).read_text()
     life(2, stopped)
     logs = [
         [json.loads(line) for line in (out / VALIDATION_FILE).read_text().splitlines()] for out in (one, two)

@@ -104,6 +104,28 @@ def test_all_recipes_of_the_package_are_valid() -> None:
         load_config(name)
 
 
+METHOD = {
+    *("mean_teacher", "masking", "second_labelled", "modalities", "fusion_ratio", "skip_missing", "cutmix"),
+    *("pseudo_frames", "pseudo_labels", "pseudo_start", "pseudo_ramp"),
+}
+"""Fields that say what a recipe is, rather than in what harness it trains."""
+
+
+@pytest.mark.parametrize("data", ["", "stanford_", "sunrgbd_"])
+def test_what_m3l_is_compared_with_has_its_harness(data: str) -> None:
+    names = ["supervised", "mean_teacher", "mean_teacher_dropout"]
+    if not data:
+        names += ["supervised_dropout", "rgb_supervised", "rgb_mean_teacher"]
+    ours = load_config(f"{data}m3l")
+    for name in names:
+        theirs = load_config(f"{data}{name}")
+        without = METHOD | ({"depth_encoding"} if theirs.modalities == "rgb" else set())
+        if not theirs.mean_teacher:
+            without |= {"unlabelled_batch", "ema_decay"}  # it has neither
+        for field in asdict(ours).keys() - without:
+            assert getattr(theirs, field) == getattr(ours, field), (name, field)
+
+
 def test_windows_smaller_than_the_network_takes_are_refused_once_the_frames_are_known() -> None:
     config = load_config("m3l", short_side=None, depth_encoding="metric")
     assert config.window(48, 60) == (32, 40)

@@ -501,6 +501,44 @@ def test_a_signal_at_a_validation_is_answered_at_once(
     assert_same_end(whole, out)
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_signal_within_a_validation_ends_it_after_the_frame(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    config, frames = small(load_config("m3l"), steps=4, labelled_batch=1), split_frames(block_bag)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    options: dict[str, Any] = {"intervals": Intervals(0, 2), "allow_unlabelled_classes": True}
+    train(config, frames, whole, 3, CPU, **options)
+    asked: list[int] = []
+
+    def signalled(model: Any, plan: Any, stopped: Callable[[], bool]) -> dict[str, float] | None:
+        validations.append(plan)
+
+        def after_a_frame() -> bool:
+            if len(validations) == steps // 2:
+                asked.append(len(asked))
+                signal.raise_signal(signal.SIGTERM)
+            return stopped()
+
+        return validate(model, plan, after_a_frame)
+
+    validations: list[Any] = []
+    monkeypatch.setattr(training, "validate", signalled)
+    with no_death():
+        assert train(config, frames, out, 3, CPU, **options) is None
+    assert asked == [0]
+    progress = json.loads(read_tensors(out / STATE_FILE)[1]["progress"])
+    assert (progress["steps"], progress["look_due"]) == (steps, True)
+    assert not (out / CHECKPOINT_FILE).exists()
+    with no_death():  # a signal in the validation that is made up for
+        validations[:] = [None] * (steps // 2 - 1)
+        assert train(config, frames, out, 3, CPU, resume=True, **options) is None
+    assert len(read_log(out)) == steps
+    monkeypatch.undo()
+    assert train(config, frames, out, 3, CPU, resume=True, **options) == out / CHECKPOINT_FILE
+    assert_same_end(whole, out)
+
+
 def test_what_cannot_validate_is_said_before_the_first_step(tmp_path: Path) -> None:
     rgb, depth, labels = blocks(8)
     with BagWriter(tmp_path / "bag") as bag:
@@ -700,6 +738,7 @@ def test_machines_that_cannot_be_are_refused(tmp_path: Path, block_bag: Path) ->
             Machine("cpu", devices=3),
         ),
         ("not there", Machine("cuda:99")),
+        ("--nodes 2: nothing here starts .* by torchrun", Machine("cpu", nodes=2)),
     ):
         with pytest.raises(M3LError, match=message):
             train(small(load_config("m3l")), frames_of(block_bag), tmp_path / "run", seed=0, machine=machine)
