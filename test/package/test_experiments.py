@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
+from m3l_model.labels import LabelSet
 from m3l_model.run_log import LOG_FILE
 
 
@@ -253,3 +255,30 @@ def test_scores_are_made_where_the_model_is_and_none_are_needed_to_say_that_they
     assert run.run_one(*again)
     assert named == [None, "token"]
     assert run.best_rate("m3l_tuned", [0.001]) == 0.001
+
+
+def test_stanford_2d_3d_s_is_prepared_for_the_import_of_its_published_recipe(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
+    (tmp_path / "assets").mkdir()
+    names = ["<UNK>", "wall_2_office_1_1", "beam_1_hallway_3_5", "window_4_lobby_1_2"]
+    (tmp_path / "assets" / "semantic_labels.json").write_text(json.dumps(names))
+    numbers = np.array([[0, 1, 2], [3, 4, 0x0D0D0D]], np.uint32)
+    rgb = np.stack([numbers >> 16 & 255, numbers >> 8 & 255, numbers & 255], 2).astype(np.uint8)
+    for area in ("area_1", "area_5a"):
+        path = tmp_path / area / "data" / "semantic" / f"camera_{area}_office_1_frame_0_domain_semantic.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), rgb[..., ::-1])
+
+    assert script("stanford_ids").main([str(tmp_path)]) == 0
+
+    classes = {name: i for i, name in enumerate(LabelSet.load("stanford13").classes)}
+    wall, beam, window = (classes[name] for name in ("wall", "beam", "window"))
+    for area in ("area_1", "area_5a"):
+        ids = tmp_path / area / "data" / "ids" / f"camera_{area}_office_1_frame_0_domain_ids.png"
+        found = cv2.imread(str(ids), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(found, [[255, wall, beam], [window, 255, 255]])
+    assert (tmp_path / "train.txt").read_text() == "camera_area_1_office_1_frame_0_domain\n"
+    assert (tmp_path / "test.txt").read_text() == "camera_area_5a_office_1_frame_0_domain\n"
+    with pytest.raises(SystemExit, match=r"semantic_labels\.json"):
+        script("stanford_ids").main([str(tmp_path / "area_1")])
