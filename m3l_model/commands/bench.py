@@ -11,6 +11,7 @@ from pathlib import Path
 from m3l_model.bench import Case, measure_in_turn
 from m3l_model.commands.bag_options import positive
 from m3l_model.commands.export import image_size
+from m3l_model.processor import multiplies_bf16
 
 HELP = "measure latency, memory and arithmetic of a model on this machine"
 
@@ -94,11 +95,13 @@ def _name(case: Case) -> str:
 
 def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[Case]:
     """Give a model in all precisions and states, then compiled, then what it is compared with."""
+    from m3l_model.predictor import choose_device
+
     common = (args.threads, size)
-    is_onnx = model.endswith(".onnx")
-    precisions = args.precision
-    if is_onnx:  # it computes in fp32, which is what auto chooses
-        precisions = dict.fromkeys("fp32" if precision == "auto" else precision for precision in precisions)
+    is_onnx = model.endswith(".onnx")  # it computes in fp32
+    on_cpu = choose_device(args.device).type == "cpu"
+    auto = "fp32" if is_onnx or (on_cpu and not multiplies_bf16()) else "auto"
+    precisions = dict.fromkeys(auto if precision == "auto" else precision for precision in args.precision)
     cases = [
         Case(model, args.device, precision, *common, state)
         for precision, state in itertools.product(precisions, args.state)
@@ -110,8 +113,6 @@ def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[
     if args.reference:
         cases.append(Case(model, args.device, "fp32", *common, "both", "reference", args.reference))
     if args.transformers:
-        from m3l_model.predictor import choose_device
-
-        half = "fp32" if choose_device(args.device).type == "cpu" else "fp16"
+        half = "fp32" if on_cpu else "fp16"
         cases.append(Case(model, args.device, half, *common, "rgb_only", "transformers"))
     return cases

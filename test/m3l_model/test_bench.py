@@ -115,6 +115,22 @@ def test_an_exported_file_is_measured_in_the_precision_it_has(monkeypatch: pytes
         measured.clear()
 
 
+@pytest.mark.parametrize(("has_bf16", "precisions"), [(True, ["fp32", "auto"]), (False, ["fp32"])])
+def test_what_a_processor_chooses_is_not_measured_twice(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, precisions: list[str]
+) -> None:
+    measured: list[str] = []
+
+    def measure(cases: list[Case], frames: int) -> list[Measurement]:
+        measured.extend(case.precision for case in cases)
+        return [Measurement("cpu", "float32", (0.1,), 1.0, 1.0)] * len(cases)
+
+    monkeypatch.setattr("m3l_model.commands.bench.measure_in_turn", measure)
+    monkeypatch.setattr("m3l_model.commands.bench.multiplies_bf16", lambda: has_bf16)
+    assert main(["bench", "mit_b0", "--device", "cpu", "--state", "both"]) == 0
+    assert measured == precisions
+
+
 def test_a_compiled_network_is_measured_beside_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[tuple[str, str, bool]] = []
 
