@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import pytest
 # Before anything imports torch, and for the processes that tests start: several of them share few cores, and the
 # threads of OpenMP, which wait by spinning, would take the time from one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell has what it runs in the background ignore SIGINT, which tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests find no index that another run has left, and leave none.
 _CACHE = tempfile.TemporaryDirectory(prefix="m3l_test_cache_")
