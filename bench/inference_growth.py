@@ -81,6 +81,7 @@ def latency(network: PreparedSegmenter, batch: int, size: tuple[int, int], frame
 def replayed(frame: Callable[[], object], device: torch.device, name: str) -> Callable[[], None]:
     """Capture what computes a frame; give what replays it (or runs it, where it cannot be captured) and waits."""
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # which makes weights and inputs
     with torch.cuda.stream(stream):
         for _ in range(3):  # cuDNN chooses its algorithms, and tables are made, before the capture
             frame()

@@ -5,7 +5,7 @@
 
 Pixels of area_*/data/semantic/*_semantic.png are 24-bit numbers of instances, whose names, such as chair_3_office_1_1,
 are in assets/semantic_labels.json. Ids of config/labels/stanford13.yaml go to area_*/data/ids/*_ids.png, and the names
-of the frames to train.txt (areas 1, 2, 3, 4 and 6) and test.txt (5a and 5b).
+of the frames to train.txt (areas 1, 2, 4 and 6), val.txt (3) and test.txt (5a and 5b), as in the reference's lists.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from m3l_model.errors import M3LError
 from m3l_model.labels import IGNORE_ID, LabelSet
 
-TEST_AREAS = ("area_5a", "area_5b")
+PARTS = {"area_3": "val", "area_5a": "test", "area_5b": "test"}
+"""Of the areas that are not trained on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = parser.parse_args(arguments).folder
     try:
         prepare(folder)
-    except (M3LError, OSError) as error:
+    except (M3LError, OSError, json.JSONDecodeError) as error:
         sys.exit(f"error: {error}")
     return 0
 
@@ -49,12 +50,13 @@ def prepare(folder: Path) -> None:
     Raises:
         M3LError: there are no label images, or one cannot be read.
         OSError: the names cannot be read, or something cannot be written.
+        json.JSONDecodeError: the names are no JSON.
     """
     ids = instance_ids(json.loads((folder / "assets" / "semantic_labels.json").read_text()))
     found = sorted(folder.glob("area_*/data/semantic/*_semantic.png"))
     if not found:
         raise M3LError(f"{folder}: no area_*/data/semantic/*_semantic.png; give the folder of the data set")
-    names: dict[str, list[str]] = {"train": [], "test": []}
+    names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for path in tqdm(found):
         bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if bgr is None:
@@ -64,7 +66,7 @@ def prepare(folder: Path) -> None:
         out.parent.mkdir(exist_ok=True)
         if not cv2.imwrite(str(out), class_ids(np.asarray(bgr, np.uint8), ids)):
             raise OSError(f"{out}: cannot be written")
-        names["test" if area in TEST_AREAS else "train"].append(name)
+        names[PARTS.get(area, "train")].append(name)
     for part, listed in names.items():
         (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in listed))
 

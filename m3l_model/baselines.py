@@ -104,9 +104,12 @@ def check_reference(folder: Path) -> None:
     if shutil.which("git") is None:
         raise M3LError(f"{folder}: which commit it is at cannot be told: install git")
     git = ["git", "-c", "safe.directory=*", "-C", str(folder)]  # a clone may be somebody else's
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    told = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    head = told.stdout.strip()
+    if told.returncode:
+        raise M3LError(f"{folder}: which commit it is at cannot be told: {' '.join(told.stderr.split())}")
     if head != REFERENCE_COMMIT:
-        raise M3LError(f"{folder}: at commit {head or 'unknown'}; git checkout {REFERENCE_COMMIT}")
+        raise M3LError(f"{folder}: at commit {head}; git checkout {REFERENCE_COMMIT}")
     if subprocess.run([*git, "diff", "--quiet", "HEAD", "--", str(source.resolve())]).returncode:
         raise M3LError(f"{source}: changed since the commit; git restore it")
 

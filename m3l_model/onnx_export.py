@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -119,9 +121,7 @@ def _export(exported: ExportedSegmenter, inputs: tuple[Tensor, ...], dynamic: bo
         image = {0: batch, 1: height, 2: width}
         shapes = {"rgb": image, "depth": image, "missing": {0: batch}}
     outputs = ["labels", "logits"] if exported.with_logits else ["labels"]
-    # It warns of torchvision's operators where that is not installed; none of them is exported.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_torchvision_s_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             exported,
@@ -136,3 +136,15 @@ def _export(exported: ExportedSegmenter, inputs: tuple[Tensor, ...], dynamic: bo
         )
     assert program is not None
     return program
+
+
+@contextlib.contextmanager
+def _without_torchvision_s_warnings() -> Iterator[None]:
+    """Where torchvision is not installed, torch warns of each of its operators, none of which is exported."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

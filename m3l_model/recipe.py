@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -270,7 +271,8 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
             )
         path = recipes[name_or_path]
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        fields, node = yaml.safe_load(text), cast(yaml.MappingNode, yaml.compose(text, yaml.SafeLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise M3LError(f"{path}: cannot read the recipe: {' '.join(str(error).split())}") from error
     known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -281,6 +283,9 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
     for name, value in fields.items():
         if not _fits(value, hints[name]):
             raise M3LError(f"{path}: {name} cannot be {value!r}{_expected(hints[name])}")
+    twice = [name for name, count in Counter(key.value for key, _ in node.value).items() if count > 1]
+    if twice:
+        raise M3LError(f"{path}: {twice[0]} is there twice; leave one")
     try:
         config = TrainConfig(**{**fields, **overrides})
         config.preprocessing()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from tqdm import tqdm
 
 from m3l_model import ranks
@@ -47,8 +48,6 @@ from m3l_model.views import make_views
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_FILE = "best.safetensors"
-_LAUNCHED = ("WORLD_SIZE", "MASTER_ADDR", "SLURM_NTASKS")
-"""Variables of which torchrun, a script that starts processes by itself, or Slurm sets one."""
 _PANELS = 3
 
 _T = TypeVar("_T")
@@ -81,18 +80,13 @@ class Machine:
         """Set up the processes, of which all but the first are yet to be started.
 
         Raises:
-            M3LError: a device is not there, or no such precision.
+            M3LError: a device is not there, no such precision, or several nodes that no launcher starts.
         """
         if self.precision not in PRECISIONS:
             raise M3LError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         chosen = choose_device(self.device)
         if chosen.type == "cuda" and self.devices > torch.cuda.device_count():
             raise M3LError(f"--devices {self.devices}: torch sees {torch.cuda.device_count()} GPUs")
-        if self.nodes > 1 and os.environ.keys().isdisjoint(_LAUNCHED):
-            raise M3LError(
-                f"--nodes {self.nodes}: nothing here starts the other machines' processes; start this command on each "
-                "machine by torchrun, which tells how many there are"
-            )
         local = self.local_processes
         nodes = int(os.environ.get("WORLD_SIZE", local * self.nodes)) // local
         one = local * nodes == 1
@@ -100,13 +94,20 @@ class Machine:
             "ignore", "Grad strides do not match bucket view strides"
         )  # a depth-wise kernel's
         devices: Any = [chosen.index] if one and chosen.index is not None else local
-        return Fabric(
+        fabric = Fabric(
             accelerator=chosen.type,
             devices=devices,
             num_nodes=nodes,
             strategy="auto" if one else "ddp",
             precision=self.precision,  # type: ignore[arg-type]
         )
+        environment = getattr(fabric.strategy, "cluster_environment", None)
+        if nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+            raise M3LError(
+                f"--nodes {nodes}: nothing here starts the other machines' processes; start this command on each "
+                "machine by torchrun, which tells how many there are"
+            )
+        return fabric
 
 
 @dataclass(frozen=True)
@@ -235,8 +236,8 @@ def _prepare(
     reads_unlabelled = config.task == "segment" and config.step_frames(config.steps - 1).unlabelled > 0
     if reads_unlabelled and not len(frames.unlabelled):
         raise M3LError(
-            "every frame has labels, and this recipe's teacher labels what has none; use --config supervised or a "
-            "recipe of your own with pseudo_weight: 0, or add bags without labels"
+            "every frame has labels, and this recipe's teacher labels what has none; use a copy of the recipe with "
+            "pseudo_weight: 0 or --config supervised_dropout, or add bags without labels"
         )
     fabric = machine.fabric()
     workers = default_workers() if machine.workers is None else machine.workers

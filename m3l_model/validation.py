@@ -58,7 +58,7 @@ def validate(
     Args:
         model: the network; stays as it is.
         plan: of ``plan_validation``.
-        stopped: asked after each frame whether to stop.
+        stopped: asked before the first and after each frame whether to stop.
 
     Returns:
         The mIoU in each scenario, and, where these are ``scenarios.ROBUST``, their mean, ``robust``; None where it was

@@ -99,7 +99,7 @@ def _cases(args: argparse.Namespace, model: str, size: tuple[int, int]) -> list[
 
     common = (args.threads, size)
     is_onnx = model.endswith(".onnx")  # it computes in fp32
-    on_cpu = choose_device(args.device).type == "cpu"
+    on_cpu = not is_onnx and choose_device(args.device).type == "cpu"
     auto = "fp32" if is_onnx or (on_cpu and not multiplies_bf16()) else "auto"
     precisions = dict.fromkeys(auto if precision == "auto" else precision for precision in args.precision)
     cases = [

@@ -43,7 +43,7 @@ def test_the_command_says_that_transformers_is_absent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "transformers.py").write_text("raise ImportError")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)  # which the process that measures takes over
     arguments = ["--device", "cpu", "--size", "64x96", "--threads", "1", "--frames", "1", "--state", "both"]
     assert main(["bench", *arguments, "--precision", "fp32", "--transformers"]) != 0
     assert "m3l_ros[bench]" in capsys.readouterr().err

@@ -107,6 +107,7 @@ def test_an_exported_file_is_measured_in_the_precision_it_has(monkeypatch: pytes
     monkeypatch.setattr("m3l_model.commands.bench.measure_in_turn", measure)
     for arguments, precisions in (
         ([], ["fp32"]),
+        (["--device", "cuda:99"], ["fp32"]),  # which onnxruntime may have, and torch not
         (["--precision", "auto", "fp32"], ["fp32"]),
         (["--precision", "fp32", "bf16"], ["fp32", "bf16"]),  # refused when it is loaded
     ):

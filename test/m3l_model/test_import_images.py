@@ -116,9 +116,11 @@ def test_the_files_of_stanford_2d_3d_s_meet_by_their_names(tmp_path: Path) -> No
     pattern = {
         kind: tmp_path / "area_*" / "data" / kind / f"*_{kind}.png" for kind in ("rgb", "depth", "ids")
     }
-    assert import_images(tmp_path / "bag", pattern["rgb"], pattern["depth"], "--labels", pattern["ids"]) == 0
+    (tmp_path / "train.txt").write_text("camera_area_1_office_1_frame_1_domain\n")
+    options = ["--labels", pattern["ids"], "--list", tmp_path / "train.txt"]
+    assert import_images(tmp_path / "bag", pattern["rgb"], pattern["depth"], *options) == 0
     frames = list(read_frames(tmp_path / "bag"))
-    assert [int(frame.labels[0, 0]) for frame in frames if frame.labels is not None] == [1, 2, 1, 2]
+    assert [int(frame.labels[0, 0]) for frame in frames if frame.labels is not None] == [2]
     assert all(frame.depth is not None for frame in frames)
 
 

@@ -87,6 +87,13 @@ def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load_config(str(recipe))
 
 
+def test_a_field_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mean_teacher: true\nema_decay: 0.99\nema_decay: 0.999\n")
+    with pytest.raises(M3LError, match="ema_decay is there twice"):
+        load_config(str(recipe))
+
+
 def test_all_recipes_of_the_package_are_valid() -> None:
     names = {path.stem for path in share_path("config/train").glob("*.yaml")}
     assert {

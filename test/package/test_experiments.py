@@ -265,7 +265,7 @@ def test_stanford_2d_3d_s_is_prepared_for_the_import_of_its_published_recipe(
     (tmp_path / "assets" / "semantic_labels.json").write_text(json.dumps(names))
     numbers = np.array([[0, 1, 2], [3, 4, 0x0D0D0D]], np.uint32)
     rgb = np.stack([numbers >> 16 & 255, numbers >> 8 & 255, numbers & 255], 2).astype(np.uint8)
-    for area in ("area_1", "area_5a"):
+    for area in ("area_1", "area_3", "area_5a"):
         path = tmp_path / area / "data" / "semantic" / f"camera_{area}_office_1_frame_0_domain_semantic.png"
         path.parent.mkdir(parents=True)
         cv2.imwrite(str(path), rgb[..., ::-1])
@@ -274,11 +274,14 @@ def test_stanford_2d_3d_s_is_prepared_for_the_import_of_its_published_recipe(
 
     classes = {name: i for i, name in enumerate(LabelSet.load("stanford13").classes)}
     wall, beam, window = (classes[name] for name in ("wall", "beam", "window"))
-    for area in ("area_1", "area_5a"):
+    for area in ("area_1", "area_3", "area_5a"):
         ids = tmp_path / area / "data" / "ids" / f"camera_{area}_office_1_frame_0_domain_ids.png"
         found = cv2.imread(str(ids), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(found, [[255, wall, beam], [window, 255, 255]])
-    assert (tmp_path / "train.txt").read_text() == "camera_area_1_office_1_frame_0_domain\n"
-    assert (tmp_path / "test.txt").read_text() == "camera_area_5a_office_1_frame_0_domain\n"
+    for part, area in (("train", "area_1"), ("val", "area_3"), ("test", "area_5a")):
+        assert (tmp_path / f"{part}.txt").read_text() == f"camera_{area}_office_1_frame_0_domain\n"
     with pytest.raises(SystemExit, match=r"semantic_labels\.json"):
         script("stanford_ids").main([str(tmp_path / "area_1")])
+    (tmp_path / "assets" / "semantic_labels.json").write_text("[")
+    with pytest.raises(SystemExit, match="error: "):
+        script("stanford_ids").main([str(tmp_path)])
