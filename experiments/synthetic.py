@@ -3,6 +3,7 @@
 
 python experiments/synthetic.py --work runs/rooms --tune      # learning rates, scored on rooms 0 to 9
 python experiments/synthetic.py --work runs/rooms             # three seeds, scored on rooms 100 to 104
+python experiments/synthetic.py --work runs/rooms --again     # the same models on rooms 105 to 109
 """
 
 from __future__ import annotations
@@ -39,34 +40,37 @@ from m3l_ros.demo_bags import Recording, write_recording  # noqa: E402
 RESULTS = REPOSITORY / "experiments" / "results" / "synthetic"
 ROWS = ("supervised", "mean_teacher_dropout", "m3l_tuned", "m3l")
 SEEDS = (0, 1, 2)
-TUNED_ON = tuple(range(10))
-SCORED_ON = tuple(range(100, 105))
+ROOMS = {"tune": tuple(range(10)), "final": tuple(range(100, 105)), "again": tuple(range(105, 110))}
+"""Those that each kind of run is scored on; ``again`` has the models of ``final``."""
 LABELS = LabelSet.load("demo")
 
 
 def main() -> int:
-    """Run what is missing, then print the table; without --tune also draw the plot."""
+    """Run what is missing, then print the table; of the final runs also draw the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs")
-    parser.add_argument("--tune", action="store_true", help="choose learning rates, on other rooms")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--tune", action="store_true", help="choose learning rates, on other rooms")
+    kinds.add_argument("--again", action="store_true", help="score the final models on rooms 105 to 109")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *ABLATIONS], default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
     args = parser.parse_args()
-    rooms = TUNED_ON if args.tune else SCORED_ON
+    kind = "tune" if args.tune else "again" if args.again else "final"
     for seed in [0] if args.tune else args.seeds:
         for row in args.rows:
             for rate in args.rates if args.tune else [best_rate(row, args.rates)]:
-                if not run_one(args.work, row, seed, rate, rooms):
+                if not run_one(args.work, row, seed, rate, kind):
                     return 0
-    found = _results("tune" if args.tune else "final")
+    found = _results(kind)
     for run in found:
         figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in run["miou"].items())
         print(f"- {run['row']}, seed {run['seed']}, rate {run['learning_rate']:g}: {figures}")
-    if not args.tune:
+    if kind != "tune":
         _table(found)
+    if kind == "final":
         _plot(found)
     return 0
 
@@ -86,7 +90,7 @@ def best_rate(row: str, rates: list[float]) -> float:
 
 
 def result_path(kind: str, row: str, seed: int, config: TrainConfig) -> Path:
-    """Give where a run's JSON lies; ``kind`` is tune or final."""
+    """Give where a run's JSON lies; ``kind`` is one of ``ROOMS``."""
     return RESULTS / f"{kind}-{row}-{seed}-{digest(config)}.json"
 
 
@@ -105,10 +109,10 @@ def tuned_fill(row: str, config: TrainConfig) -> str:
     return name
 
 
-def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]) -> bool:
+def run_one(work: Path, row: str, seed: int, rate: float, kind: str) -> bool:
     """Train and score, unless that has been done; False where a signal ended it."""
     config = config_of(SYNTHETIC, row, rate)
-    kind = "tune" if rooms == TUNED_ON else "final"
+    rooms = ROOMS[kind]
     path = result_path(kind, row, seed, config)
     if path.is_file():
         return True
@@ -117,7 +121,8 @@ def run_one(work: Path, row: str, seed: int, rate: float, rooms: tuple[int, ...]
     training = _bag(work, Recording(tuple(range(first, first + 16)), frames_per_room=30, labelled=8))
     scored = _bag(work, Recording(rooms, frames_per_room=10, labelled=10 * len(rooms)))
     frames = TrainingFrames.select([BagFrames.open(training)], LABELS)
-    out = work / "runs" / path.stem
+    trained_for = "final" if kind == "again" else kind
+    out = work / "runs" / result_path(trained_for, row, seed, config).stem
     finished = (out / CHECKPOINT_FILE).is_file()
     if not finished and not train(
         config, frames, out, seed, Machine(workers=0), Intervals(100, 0), resume=True

@@ -100,7 +100,7 @@ def test_what_stands_in_for_a_modality_is_chosen_on_the_rooms_to_tune_on(
         return out
 
     def score(checkpoint: Path, rooms: tuple[int, ...], _: object, fill: Any) -> dict[str, float]:
-        better = {synthetic.TUNED_ON: "zeros", synthetic.SCORED_ON: "mean"}[rooms]
+        better = "zeros" if rooms == synthetic.ROOMS["tune"] else "mean"
         return {"robust": 0.5 + (fill.name == better) / 4, "holes": 0.0}
 
     monkeypatch.setattr(synthetic, "RESULTS", tmp_path)
@@ -115,20 +115,23 @@ def test_what_stands_in_for_a_modality_is_chosen_on_the_rooms_to_tune_on(
     monkeypatch.setattr(synthetic, "TrainingFrames", SimpleNamespace(select=lambda *_: None))
     monkeypatch.setattr(synthetic, "BagFrames", SimpleNamespace(open=lambda path: path))
     for row, fill in (("supervised", "zeros"), ("m3l", "token")):
-        for rooms in (synthetic.TUNED_ON, synthetic.SCORED_ON):
-            assert synthetic.run_one(tmp_path, row, 0, 0.001, rooms)
+        trained.clear()
+        for kind in synthetic.ROOMS:
+            assert synthetic.run_one(tmp_path, row, 0, 0.001, kind)
         found = [
-            json.loads(next(tmp_path.glob(f"{kind}-{row}-*.json")).read_text()) for kind in ("tune", "final")
+            json.loads(next(tmp_path.glob(f"{kind}-{row}-*.json")).read_text()) for kind in synthetic.ROOMS
         ]
-        assert [result["fill"] for result in found] == [fill, fill]
-        assert found[1]["miou"]["robust"] == 0.5
+        assert [result["fill"] for result in found] == [fill] * 3
+        assert [result["rooms"][0] for result in found] == [0, 100, 105]
+        assert [result["miou"]["robust"] for result in found[1:]] == [0.5, 0.5]
+        assert [path.name.split("-")[0] for path in trained] == ["tune", "final", "final"]
     path = next(tmp_path.glob("tune-supervised-*.json"))
     result = json.loads(path.read_text())
     del result["fill"]
     path.write_text(json.dumps(result))
     before = len(trained)
     with pytest.raises(SystemExit, match="does not say what stood in"):
-        synthetic.run_one(tmp_path, "supervised", 1, 0.001, synthetic.SCORED_ON)
+        synthetic.run_one(tmp_path, "supervised", 1, 0.001, "final")
     assert len(trained) == before
 
 
