@@ -34,9 +34,9 @@ export CHECK_PYTHON
 demo: $(INSTALLED)
 	$(VENV)/bin/m3l demo --out $(DEMO_OUT)
 
-# Files side by side: the longest tests mostly wait.
+# Files side by side, in their order: the longest tests, test/integration, mostly wait, and come first.
 test: lint
-	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(RUN) ruff check
