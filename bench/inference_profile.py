@@ -36,7 +36,6 @@ KINDS = {
     "lerp": "decoder: interpolation",
     "index_select": "decoder: interpolation",
     "conv": PRODUCTS,
-    "addmm": PRODUCTS,
     "mm": PRODUCTS,
     "linear": PRODUCTS,
 }

@@ -51,7 +51,7 @@ def plan_validation(
 
 
 def validate(
-    model: LinearFusionSegmenter, plan: EvaluationPlan, stopped: Callable[[], bool] = lambda: False
+    model: LinearFusionSegmenter, plan: EvaluationPlan, stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
     """Score a network that goes on being trained, in float32, at the images' own size.
 
