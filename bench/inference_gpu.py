@@ -28,17 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m3l_model.bench import count_gflop, random_frame
-from m3l_model.checkpoint import Metadata
+from m3l_model.bench import count_gflop, load_model, random_frame, time_calls
 from m3l_model.cuda_engine import CudaEngine
 from m3l_model.engine import Engine, Request
-from m3l_model.labels import LabelSet
-from m3l_model.preprocessing import Preprocessing
-from m3l_model.segmenter import LinearFusionSegmenter
 
 BENCH = Path(__file__).resolve().parent
 SIZE = (480, 640)
-CLASSES = 13
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -119,17 +114,17 @@ def _part(name: str, failed: list[str]) -> Iterator[None]:
 
 @torch.inference_mode()
 def _floor(backbone: str, name: str, rate: float, bandwidth: float, out: Path) -> None:
-    model = LinearFusionSegmenter(backbone, CLASSES, skip_missing=True).cuda().eval()
-    model.metadata = Metadata(LabelSet.generic(CLASSES), Preprocessing())
+    model = load_model(backbone).cuda().eval()
+    assert model.metadata is not None
     engine = CudaEngine(model, model.metadata.preprocessing, PRECISIONS[name])
-    request = Request(*random_frame(SIZE), SIZE, False)
+    request = Request(*random_frame(SIZE, "both"), SIZE, False)
     whole = median_ms(lambda: engine.submit(request)())
     overlapped = two_in_flight_ms(engine, request)
     program = engine._program(request)
     replay, eager = event_ms(program.run), event_ms(program.segment)
     with _Traffic() as traffic:
         program.segment()
-    compute = 1e3 * count_gflop(backbone, CLASSES, SIZE) * 1e9 / rate
+    compute = 1e3 * count_gflop(backbone, model.num_classes, SIZE) * 1e9 / rate
     memory = 1e3 * traffic.bytes / bandwidth
     captured = "graph" if program._graph is not None else "NO graph, eager"
     print(
@@ -177,8 +172,6 @@ def event_ms(call: Callable[[], Any], count: int = 30) -> float:
 
 def median_ms(call: Callable[[], Any], count: int = 30) -> float:
     """Median time of a call on the host, from images to labels."""
-    from m3l_model.bench import time_calls
-
     return 1e3 * statistics.median(time_calls(call, count))
 
 

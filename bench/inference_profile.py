@@ -19,15 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m3l_model.bench import STATES, random_frame
-from m3l_model.checkpoint import Metadata
-from m3l_model.labels import LabelSet
+from m3l_model.bench import STATES, load_model, random_frame
 from m3l_model.predictor import Predictor
-from m3l_model.preprocessing import Preprocessing
-from m3l_model.segmenter import LinearFusionSegmenter
 
 SIZE = (480, 640)
-CLASSES = 13
 ATTENTION, DEPTHWISE, PRODUCTS = "attention", "depth-wise convolutions", "products and dense convolutions"
 KINDS = {
     "scaled_dot_product": ATTENTION,
@@ -71,11 +66,8 @@ def main() -> int:
 def profiled(backbone: str, precision: str, state: str, frames: int) -> Counter[str]:
     """Give the time, ms, of each kind of operator in a frame."""
     torch.manual_seed(0)
-    model = LinearFusionSegmenter(backbone, CLASSES, skip_missing=True)
-    model.metadata = Metadata(LabelSet.generic(CLASSES), Preprocessing())
-    predictor = Predictor(model, "cpu", precision, threads=1)
-    rgb, depth = random_frame(SIZE)
-    images = {"both": (rgb, depth), "rgb_only": (rgb, None), "depth_only": (None, depth)}[state]
+    predictor = Predictor(load_model(backbone), "cpu", precision, threads=1)
+    images = random_frame(SIZE, state)
     predictor.predict(*images, with_confidence=False)
     measured = []
     for _ in range(frames):

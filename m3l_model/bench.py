@@ -202,8 +202,10 @@ def time_calls(call: Callable[[], object], count: int) -> list[float]:
     return latencies
 
 
-def random_frame(size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-    """Make a colour image and a depth image without holes, of smooth regions as in real ones."""
+def random_frame(
+    size: tuple[int, int], state: str
+) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.uint16] | None]:
+    """Make a colour and a depth image without holes, of smooth regions as in real ones; None for what is missing."""
     rng = np.random.default_rng(0)
     coarse = (-(-size[0] // 32), -(-size[1] // 32))
     rgb = rng.integers(0, 256, (*coarse, 3), np.uint8)
@@ -211,7 +213,10 @@ def random_frame(size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], npt.NDAr
     blocks = np.ones((32, 32), np.uint8)
     depth = np.kron(depth, blocks)[: size[0], : size[1]].astype(np.uint16)
     rgb = np.kron(rgb, blocks[..., None])[: size[0], : size[1]].astype(np.uint8)
-    return np.ascontiguousarray(rgb), np.ascontiguousarray(depth)
+    return (
+        None if state == "depth_only" else np.ascontiguousarray(rgb),
+        None if state == "rgb_only" else np.ascontiguousarray(depth),
+    )
 
 
 def memory_mb(field: str) -> float:
@@ -229,8 +234,7 @@ def _prepare(case: Case) -> _Subject:
 
     from m3l_model.predictor import Predictor, choose_device
 
-    rgb, depth = random_frame(case.size)
-    images = {"both": (rgb, depth), "rgb_only": (rgb, None), "depth_only": (None, depth)}[case.state]
+    images = random_frame(case.size, case.state)
 
     def subject_of(predictor: Predictor, gflop: Callable[[], float | None]) -> _Subject:
         def frame() -> object:
@@ -241,7 +245,7 @@ def _prepare(case: Case) -> _Subject:
     settings = (case.device, case.precision, case.threads)
     if case.implementation == "ours" and case.model.endswith(".onnx"):
         return subject_of(Predictor.from_checkpoint(case.model, *settings), lambda: None)
-    model = _model(case.model)
+    model = load_model(case.model)
     if case.implementation == "ours":
         assert model.metadata is not None
         size = model.metadata.preprocessing.input_size(*case.size)
@@ -266,7 +270,7 @@ def _prepare(case: Case) -> _Subject:
     return _Subject(frame, device, dtype, lambda: _counted(frame))
 
 
-def _model(name: str) -> LinearFusionSegmenter:
+def load_model(name: str) -> LinearFusionSegmenter:
     """Read a checkpoint, or make a network of a backbone that skips what is missing, with metadata."""
     from m3l_model.checkpoint import Metadata, load_checkpoint
     from m3l_model.labels import LabelSet

@@ -36,12 +36,23 @@ def test_arithmetic_is_counted_in_inference_mode_too() -> None:
 
 
 def test_a_frame_has_the_size_asked_for() -> None:
-    rgb, depth = random_frame((75, 101))
+    rgb, depth = random_frame((75, 101), "both")
+    assert rgb is not None
+    assert depth is not None
     assert rgb.shape == (75, 101, 3)
     assert rgb.dtype == np.uint8
     assert depth.shape == (75, 101)
     assert depth.dtype == np.uint16
     assert depth.all()
+
+
+def test_a_frame_lacks_what_its_state_says() -> None:
+    rgb, depth = random_frame((75, 101), "rgb_only")
+    assert rgb is not None
+    assert depth is None
+    rgb, depth = random_frame((75, 101), "depth_only")
+    assert rgb is None
+    assert depth is not None
 
 
 def test_errors_of_the_measuring_process_reach_the_caller() -> None:
