@@ -157,10 +157,10 @@ def _by_seed(runs: list[dict[str, Any]], row: str, column: str) -> dict[int, flo
 
 
 def _table(runs: list[dict[str, Any]]) -> None:
-    """Print the means over seeds as Markdown, and what the last row has more than the others."""
+    """Print the means over seeds as Markdown, and what the last row, ours, has more than the others."""
     columns = ("both", "rgb_only", "depth_only", "robust")
     print(f"\n| row | seeds | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
-    found = [row for row in ROWS if _by_seed(runs, row, "robust")]
+    found = [row for row in (*ROWS[:-1], *ABLATIONS, ROWS[-1]) if _by_seed(runs, row, "robust")]
     for row in found:
         means = (statistics.mean(_by_seed(runs, row, column).values()) for column in columns)
         seeds = ", ".join(map(str, _by_seed(runs, row, "robust")))
