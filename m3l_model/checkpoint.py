@@ -97,13 +97,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, s
     """Write a safetensors file whole or not at all: what was there stays until the new file is on the disk.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot be written, or a tensor holds what is no finite number.
     """
+    if name := not_finite(tensors):
+        raise CheckpointError(
+            f"{path}: not written, since {name} has come to hold values that are not finite; make learning_rate smaller"
+        )
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask says; safetensors leaves the file to its owner alone
         save_file(contiguous, partial, metadata=header)
+        partial.chmod(mode)
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -377,6 +384,11 @@ def _identify(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, int]:
     raise CheckpointError(f"{path}: no mit_b0 to mit_b5 has dims {dims} and depths {depths}")
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name a tensor that holds NaN or infinity; None where none does."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
 def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: str) -> str:
     """Say in a line why tensors are not a network's, by its expected names and shapes; '' where they are."""
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
@@ -393,4 +405,8 @@ def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], networ
 def _load_weights(model: LinearFusionSegmenter, tensors: Mapping[str, Tensor], path: Path) -> None:
     if problem := misfit(tensors, model.state_dict(), "this network"):
         raise CheckpointError(f"{path}: does not fit {model.backbone}: {problem}")
+    if name := not_finite(tensors):
+        raise CheckpointError(
+            f"{path}: {name} holds values that are not finite, as after a training that diverged; take another model"
+        )
     model.load_state_dict(dict(tensors))

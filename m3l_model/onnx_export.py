@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from m3l_model import device_images
 from m3l_model.errors import M3LError
 from m3l_model.preprocessing import Preprocessing
-from m3l_model.segmenter import MIN_SIZE, LinearFusionSegmenter, upsample
+from m3l_model.segmenter import MAX_SIZE, MIN_SIZE, LinearFusionSegmenter, upsample
 
 INPUTS = ("rgb", "depth", "missing")
 METADATA_KEY = "m3l"
@@ -87,8 +87,8 @@ def export_onnx(
     """
     if model.metadata is None:
         raise ValueError("the model has no metadata; set model.metadata or load it with load_checkpoint")
-    if size is not None and min(size) < MIN_SIZE:
-        raise M3LError(f"size {size[0]}x{size[1]} is too small; height and width must be at least {MIN_SIZE}")
+    if size is not None and not MIN_SIZE <= min(size) <= max(size) <= MAX_SIZE:
+        raise M3LError(f"size {size[0]}x{size[1]}: height and width must be {MIN_SIZE} to {MAX_SIZE}")
     preprocessing = model.metadata.preprocessing
     scaled_before = size is None and preprocessing.short_side is not None
     with_logits = with_logits or scaled_before
@@ -116,8 +116,8 @@ def _export(exported: ExportedSegmenter, inputs: tuple[Tensor, ...], dynamic: bo
     shapes = None
     if dynamic:
         batch = torch.export.Dim("batch", min=1, max=64)
-        height = torch.export.Dim("height", min=MIN_SIZE, max=8192)
-        width = torch.export.Dim("width", min=MIN_SIZE, max=8192)
+        height = torch.export.Dim("height", min=MIN_SIZE, max=MAX_SIZE)
+        width = torch.export.Dim("width", min=MIN_SIZE, max=MAX_SIZE)
         image = {0: batch, 1: height, 2: width}
         shapes = {"rgb": image, "depth": image, "missing": {0: batch}}
     outputs = ["labels", "logits"] if exported.with_logits else ["labels"]

@@ -187,6 +187,10 @@ def choose_device(name: str) -> torch.device:
         raise M3LError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise M3LError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cpu" and device.index:
+        raise M3LError(
+            f"device {name!r} is not there: there is one cpu; how many threads it takes is set elsewhere"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise M3LError(
             f"device {name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "

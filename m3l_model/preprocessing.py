@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from m3l_model.segmenter import MIN_SIZE
+from m3l_model.segmenter import MAX_SIZE, MIN_SIZE
 from m3l_model.surface_normals import surface_normals
 
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -61,8 +61,8 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depth_range", tuple(self.depth_range))
-        if self.short_side is not None and self.short_side < MIN_SIZE:
-            raise ValueError(f"short_side is {self.short_side}; at least {MIN_SIZE} pixels are needed")
+        if self.short_side is not None and not MIN_SIZE <= self.short_side <= MAX_SIZE:
+            raise ValueError(f"short_side is {self.short_side}; {MIN_SIZE} to {MAX_SIZE} pixels are possible")
         if self.depth_encoding not in ("metric", "minmax", "normals"):
             raise ValueError(
                 f"depth_encoding {self.depth_encoding!r} is unknown; choose metric, minmax or normals"

@@ -276,9 +276,18 @@ def load_config(name_or_path: str, **overrides: Any) -> TrainConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise M3LError(f"{path}: cannot read the recipe: {' '.join(str(error).split())}") from error
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if not isinstance(fields, dict) or fields.keys() - known:
-        unknown = ", ".join(sorted(fields.keys() - known)) if isinstance(fields, dict) else "no mapping"
-        raise M3LError(f"{path}: unknown recipe fields ({unknown}); known are {', '.join(sorted(known))}")
+    if not isinstance(fields, dict):
+        raise M3LError(
+            f"{path}: not a recipe: it holds no fields such as mean_teacher: true; copy one of {_FOLDER}"
+        )
+    if unknown := fields.keys() - known:
+        raise M3LError(
+            f"{path}: unknown recipe fields ({', '.join(sorted(map(str, unknown)))}); known are "
+            f"{', '.join(sorted(known))}"
+        )
+    needed = [each.name for each in dataclasses.fields(TrainConfig) if each.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in fields]:
+        raise M3LError(f"{path}: lacks {', '.join(missing)}; copy one of {_FOLDER}")
     hints = get_type_hints(TrainConfig)
     for name, value in fields.items():
         if not _fits(value, hints[name]):
@@ -311,4 +320,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _expected(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"; choose one of {', '.join(get_args(hint))}"
-    return " (YAML takes 2e-3 for text; write 0.002)"
+    if get_origin(hint) is tuple:
+        return "; give two numbers, as in [0.5, 2.0]"
+    if hint is float:
+        return "; give a number (YAML takes 2e-3 for text; write 0.002)"
+    return {bool: "; give true or false", str: "; give a name"}.get(hint, "; give a whole number")

@@ -42,7 +42,8 @@ class RunLog:
             self._validation = opened.enter_context(
                 _continued(folder / VALIDATION_FILE, start - 1 if look_due else start)
             )
-            self._board = opened.enter_context(SummaryWriter(str(folder / _BOARD), purge_step=start))
+            looked = 0 if look_due or not start else 1  # what was shown after the last step is kept
+            self._board = opened.enter_context(SummaryWriter(str(folder / _BOARD), purge_step=start + looked))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> RunLog:

@@ -30,7 +30,7 @@ class RunIdentity:
         config: the recipe.
         seed: of the run.
         classes: of the label set.
-        frames: a digest of the frames that are trained on.
+        frames: a digest of the frames that are trained on, and of the ids in their labels.
         weights: file or name of the weights it started from; None for none.
     """
 
@@ -153,7 +153,7 @@ def _require_same(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> N
     for name in asked.keys() - {"config"} | asked["config"].keys():
         before, now = (run.get(name) for run in flat)
         if before != now:
-            what = "the frames that are trained on" if name == "frames" else name
+            what = "the frames that are trained on, or what their labels mean," if name == "frames" else name
             values = "" if name in ("frames", "classes") else f" ({before}, now {now})"
             raise CheckpointError(
                 f"{path}: {what} changed{values}; go on with what the run started with, or choose another --out"

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MIN_SIZE = 32
 """Least height and width of an input image, in pixels."""
 
+MAX_SIZE = 8192
+"""Greatest ones that a recipe or an export may ask for."""
+
 RGB_ALONE = (20.0, -20.0)
 """Alpha for which the fused output is the RGB branch's, in models of colour alone."""
 

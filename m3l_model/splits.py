@@ -111,7 +111,11 @@ class Splits:
         names = [bag.name for bag in self.bags]
         for bag in self.bags:
             if names.count(bag.name) > 1:
-                raise SplitsError(f"bag {bag.name} is listed twice; list it once, with all its ranges")
+                paths = ", ".join(str(each.path) for each in self.bags if each.name == bag.name)
+                raise SplitsError(
+                    f"two bags are called {bag.name} ({paths}), and a bag is known by its name; list one bag once, "
+                    "with all its ranges, and give another one's folder another name"
+                )
             self._check(bag)
 
     @classmethod

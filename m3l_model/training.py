@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 import warnings
@@ -151,7 +152,7 @@ def train(
 
     Raises:
         M3LError: the folder exists or cannot be written, a bag, label, device or weights cannot be used, there is not
-            enough memory, or the state is of another run.
+            enough memory, the state is of another run, or the loss is not finite any more.
     """
     machine = machine or Machine()
     intervals = intervals or Intervals()
@@ -248,12 +249,15 @@ def _prepare(
     if is_first_process():
         if config.task == "segment":
             frames.check_labels(workers, allow_unlabelled_classes)
+        if config.modalities == "both":
+            frames.check_depth()
         frames.check_overlap()
     if stop.requested and fabric.world_size == 1:
         return None  # of several, the others wait until this one has started too
     at_network_size = frames.at_network_size(config.preprocessing())
     height, width = at_network_size[frames.example].depth_m.shape
-    network = new_network(config, frames.label_set, seed, pretrained)
+    goes_on = resume and (out / STATE_FILE).is_file()  # with weights of its own
+    network = new_network(config, frames.label_set, seed, None if goes_on else pretrained)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     window = config.window(height, width)
     needed = step_bytes(config, network.num_classes, parameters, window, fabric.world_size, machine.precision)
@@ -418,6 +422,9 @@ class _Run:
 
         Returns:
             How far the run is; its state is on the disk. A look that is due still was ended by a signal.
+
+        Raises:
+            M3LError: the loss is not finite any more, in all processes; the last state is of before.
         """
         with ExitStack() as opened:
             log = opened.enter_context(self._log(progress)) if self._writes else None
@@ -429,6 +436,11 @@ class _Run:
             meter = _Meter(self._learner.config)
             for result, spent in results:
                 steps = result.step + 1
+                if not math.isfinite(result.loss_supervised + result.loss_pseudo):
+                    raise M3LError(
+                        f"{self._out}: training diverged: the loss is not finite in step {steps}; make learning_rate "
+                        "smaller or warmup_steps longer in the recipe, and train with another --out"
+                    )
                 look_due = self._due(steps, self._intervals.validation)
                 progress = replace(progress, steps=steps, look_due=look_due)
                 bar.set_postfix(meter.add(result, spent.waited), refresh=False)

@@ -71,9 +71,14 @@ class TrainingFrames:
                 other without.
 
         Raises:
-            M3LError: no frame has labels, the label files are of other bags, or the splits do not fit the bags or
-                leave nothing to train on or nothing to validate with.
+            M3LError: the label set has one class alone, no frame has labels, the label files are of other bags, or the
+                splits do not fit the bags or leave nothing to train on or nothing to validate with.
         """
+        if len(label_set.classes) < 2:
+            raise M3LError(
+                f"label set {label_set.name!r} has one class alone, which every pixel would be; add what is not "
+                f"{label_set.classes[0]} as another class, such as other"
+            )
         dataset = RgbdBagDataset(bags, label_set, label_files)
         require_labels_of(dataset, label_files)
         if splits is None:
@@ -128,8 +133,9 @@ class TrainingFrames:
         return np.union1d(self.labelled, self.unlabelled)
 
     def digest(self) -> str:
-        """Give a short text that is another for other frames or other roles of them."""
-        facts = hashlib.sha256()
+        """Give a short text that is another for other frames, other roles of them or other meanings of label ids."""
+        meanings = sorted((self.label_set.id_map or {}).items()), self.label_set.ignore_id
+        facts = hashlib.sha256(repr(meanings).encode())
         for positions in (self.labelled, self.unlabelled, self.validation):
             facts.update(np.asarray(positions, np.int64).tobytes() + b";")
         for bag in self.dataset.bags:
@@ -187,6 +193,28 @@ class TrainingFrames:
             f"training and validation overlap: {bags[bag_of[position]].index.path} and "
             f"{bags[bag_of[other]].index.path} hold the same image, at {stamps[position]} and {stamps[other]}; leave "
             "one of the bags out, or give their seconds one role with --splits"
+        )
+
+    def check_depth(self) -> None:
+        """See that frames that are trained on have depth; of those that are paired with it some are looked at.
+
+        Raises:
+            M3LError: none is paired with a depth image, or none of those looked at holds a valid reading.
+        """
+        paired = np.concatenate([bag.frames["depth"] >= 0 for bag in self.dataset.bags])
+        with_depth = self.trained_on[paired[self.trained_on]]
+        looked_at = with_depth[:: max(1, len(with_depth) // _COMPARED)].tolist()
+        if any(not self.dataset[position].missing[1] for position in looked_at):
+            return
+        finding = (
+            f"none of {len(looked_at)} depth images that were looked at has a valid reading"
+            if looked_at
+            else f"none of the {len(self.trained_on)} frames that are trained on is paired with depth"
+        )
+        paths = ", ".join(str(bag.index.path) for bag in self.dataset.bags)
+        raise M3LError(
+            f"{paths}: {finding}; m3l info says why. For colour alone there is --config rgb_supervised, and "
+            "rgb_mean_teacher"
         )
 
     def check_labels(self, workers: int, allow_unlabelled_classes: bool = False) -> None:

@@ -86,13 +86,16 @@ def chosen_pairing(args: argparse.Namespace) -> Pairing:
     return Pairing() if args.slop is None else Pairing(slop=args.slop)
 
 
-def open_bag(bag: Path, args: argparse.Namespace, labels_required: bool = True) -> BagFrames:
+def open_bag(
+    bag: Path, args: argparse.Namespace, labels_required: bool = True, labels_read: bool = True
+) -> BagFrames:
     """Open a bag as arguments of ``add_bag_arguments`` or ``add_split_bag_arguments`` say.
 
     Args:
         bag: a rosbag2 folder or file.
         args: the parsed arguments.
         labels_required: as for ``chosen_topics``.
+        labels_read: else nobody looks at the label images, which may be wrong or damaged.
 
     Raises:
         M3LError: the bag cannot be read or lacks a named topic.
@@ -101,21 +104,23 @@ def open_bag(bag: Path, args: argparse.Namespace, labels_required: bool = True) 
 
     index = open_index(bag, args.cache)
     topics = chosen_topics(index, args, labels_required)
+    if not labels_read:
+        topics = replace(topics, label=None)
     return BagFrames(index, topics, chosen_pairing(args), args.cache)
 
 
-def without_labels(frames: BagFrames, args: argparse.Namespace) -> BagFrames:
-    """The same frames; nobody looks at their label images, which may be wrong or damaged."""
-    from m3l_model.bags import BagFrames
-
-    return BagFrames(frames.index, replace(frames.topics, label=None), frames.pairing, args.cache)
-
-
-def open_bags_of_splits(args: argparse.Namespace) -> tuple[list[BagFrames], Splits | None]:
+def open_bags_of_splits(
+    args: argparse.Namespace, labels_read: bool = True
+) -> tuple[list[BagFrames], Splits | None]:
     """Open bags and splits as arguments of ``add_split_bag_arguments`` say; a bag may lack the named label topic.
 
+    Args:
+        args: the parsed arguments.
+        labels_read: as for ``open_bag``.
+
     Raises:
-        M3LError: neither bags nor splits are named, one of them cannot be read, or no bag has the named label topic.
+        M3LError: neither bags nor splits are named, a bag is named twice, one of them cannot be read, or no bag has
+            the named label topic.
     """
     from m3l_model.splits import Splits
 
@@ -123,8 +128,12 @@ def open_bags_of_splits(args: argparse.Namespace) -> tuple[list[BagFrames], Spli
     paths = args.bags or ([bag.path for bag in splits.bags] if splits else [])
     if not paths:
         raise M3LError("no bags: name them with --bag, or with --splits a file that names them")
-    bags = [open_bag(path, args, labels_required=False) for path in paths]
-    if args.label_topic and not any(bag.topics.label for bag in bags):
+    resolved = [path.resolve() for path in paths]
+    for path in paths:
+        if resolved.count(path.resolve()) > 1:
+            raise M3LError(f"{path}: named twice, and its frames would count twice; name each bag once")
+    bags = [open_bag(path, args, False, labels_read) for path in paths]
+    if labels_read and args.label_topic and not any(bag.topics.label for bag in bags):
         raise M3LError(f"{', '.join(map(str, paths))}: none has a topic {args.label_topic}; see m3l info")
     return bags, splits
 
@@ -183,6 +192,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def seed(text: str) -> int:
+    """Read a seed, a whole number that 64 bits hold, with a sign or without."""
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text} needs more than 64 bits")
     return number
 
 

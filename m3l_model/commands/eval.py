@@ -21,7 +21,6 @@ from m3l_model.commands.bag_options import (
     open_bags_of_splits,
     open_label_files,
     positive,
-    without_labels,
 )
 from m3l_model.errors import M3LError
 
@@ -163,8 +162,8 @@ def _run_live(args: argparse.Namespace) -> int:
     ]
     if len(scenarios) < len(chosen_scenarios(args.scenarios)):
         print(f"{RGB_MISSING.name}: not played, as it depends on what is paired, and not on stamps")
-    bags, _ = open_bags_of_splits(args)
-    dataset = RgbdBagDataset([without_labels(bag, args) for bag in bags])
+    bags, _ = open_bags_of_splits(args, labels_read=False)
+    dataset = RgbdBagDataset(bags)
     code = 0
     for name, path in named(args.checkpoints).items():
         predictor = Predictor.from_checkpoint(path, args.device)

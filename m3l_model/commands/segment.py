@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from m3l_model.commands.bag_options import add_reading_arguments, open_bag, without_labels
+from m3l_model.commands.bag_options import add_reading_arguments, open_bag
 
 HELP = "segment a bag as the node would, into a bag of masks, overlays and diagnostics beside the originals"
 
@@ -45,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from m3l_model.video import VideoWriter
 
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.precision)
-    frames = without_labels(open_bag(args.bag, args), args)
+    frames = open_bag(args.bag, args, labels_read=False)
     if not len(frames):
         raise M3LError(f"{args.bag}: no colour image to segment")
-    masks = 0
+    masks = without_depth = 0
     with ExitStack() as stack:
         video = None
         if args.video:
@@ -63,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
         for frame in tqdm(segmented, total=len(frames), desc="segment", unit="frame", mininterval=1):
             overlay = bag.add(frame)
             masks += overlay is not None
+            without_depth += overlay is not None and "depth" not in frame.used
             if video is not None and overlay is not None:
                 video.add(caption(overlay, frame), frame.log_ns)
         bag.finish()
-    print(f"{args.out}: {masks} masks of {len(frames)} colour images")
+    among = f", {without_depth} of them without depth" if without_depth else ""
+    print(f"{args.out}: {masks} masks of {len(frames)} colour images{among}")
+    if masks and without_depth == masks:
+        print(f"{args.bag}: no image had depth; m3l info says why", file=sys.stderr)
     if args.video:
         print(f"{args.video}: their overlays")
     return 0

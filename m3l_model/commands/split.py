@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise M3LError(f"{args.out} exists already; remove it or choose another name")
     label_set, label_files = open_labels(args)
-    dataset = RgbdBagDataset([open_bag(bag, args) for bag in args.bags], label_set, label_files)
+    bags = [open_bag(bag, args, labels_read=label_set is not None) for bag in args.bags]
+    dataset = RgbdBagDataset(bags, label_set, label_files)
     splits = split_bags(
         [(bag.index.path, bag.index.end_ns - bag.index.start_ns) for bag in dataset.bags],
         args.validation,

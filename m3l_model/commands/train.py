@@ -17,6 +17,7 @@ from m3l_model.commands.bag_options import (
     open_bags_of_splits,
     open_labels,
     positive,
+    seed,
 )
 from m3l_model.errors import M3LError
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train although some class of the label set is in no labelled frame",
     )
     parser.add_argument("--resume", action="store_true", help="go on in --out from its last state")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
         "--devices",
@@ -96,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and write ``OUT/checkpoint.safetensors`` and ``OUT/run.json``."""
     from m3l_model.recipe import load_config
+    from m3l_model.run_state import STATE_FILE
     from m3l_model.training import Intervals, Machine, is_first_process, train
 
     overrides = {} if args.backbone is None else {"backbone": args.backbone}
@@ -103,8 +105,14 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is not None:
         config = config.in_steps(args.steps)
     frames = _unlabelled_frames(args) if config.task == "reconstruct" else _frames(args)
-    if args.pretrained is None and is_first_process():
-        print("no --pretrained weights: trains from scratch", file=sys.stderr)
+    if is_first_process():
+        if args.resume and (args.out / STATE_FILE).is_file():
+            print(f"goes on from {args.out / STATE_FILE}", file=sys.stderr)
+        else:
+            if args.resume:
+                print(f"no {args.out / STATE_FILE} to go on from: starts anew", file=sys.stderr)
+            if args.pretrained is None:
+                print("no --pretrained weights: trains from scratch", file=sys.stderr)
     checkpoint = train(
         config,
         frames,
@@ -146,5 +154,5 @@ def _unlabelled_frames(args: argparse.Namespace) -> TrainingFrames:
             raise M3LError(
                 f"--config {args.config} learns from images alone; leave --{option.replace('_', '-')} out"
             )
-    bags, splits = open_bags_of_splits(args)
+    bags, splits = open_bags_of_splits(args, labels_read=False)
     return TrainingFrames.without_labels(bags, splits)

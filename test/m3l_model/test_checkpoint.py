@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import stat
 from collections import OrderedDict
 from pathlib import Path
 
@@ -59,6 +60,30 @@ def test_a_file_that_says_nothing_of_skipping_has_a_mask_token(
     del header["skip_missing"]
     save_file(tensors, tmp_path / "old", metadata=header)
     assert not load_checkpoint(tmp_path / "old").skip_missing
+
+
+def test_whoever_may_read_other_files_may_read_a_model(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "model.safetensors", model)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o640
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, model: LinearFusionSegmenter) -> None:
+    path, weights = tmp_path / "model.safetensors", model.state_dict()
+    save_checkpoint(path, model)
+    before = path.read_bytes()
+    weights["decoder.classifier.bias"][0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"not written, since decoder\.classifier\.bias"):
+        save_checkpoint(path, model)
+    assert path.read_bytes() == before
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    save_file(weights, path, metadata=header)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: decoder\.classifier\.bias holds values"):
+        load_checkpoint(path)
 
 
 def test_a_label_set_of_another_size_is_refused(tmp_path: Path, model: LinearFusionSegmenter) -> None:

@@ -189,7 +189,7 @@ def test_a_saved_file_reads_back_the_same_from_beside_the_bags(
         ),
         ("bags: [{path: a, labelled: [{to: 5}], unlabelled: all}]", "0 to 5 s is in "),
         ("bags: [{path: a, unlabelled: [{to: 5}, {from: 4}]}]", "4 to 5 s is in unlabelled twice"),
-        ("bags: [{path: x/a, validation: all}, {path: y/a}]", "bag a is listed twice"),
+        ("bags: [{path: x/a, validation: all}, {path: y/a}]", "two bags are called a ("),
         ("bags: [{path: a, validation: [{from: 5, to: 5}]}]", "validation 5 to 5 s is no range"),
         ("bags: [{path: a, validation: [{from: 1, until: 5}]}]", "unknown field until; expected from, to"),
         ("bags: [{path: a, validation: [{from: soon}]}]", "'soon' is not a number of seconds"),

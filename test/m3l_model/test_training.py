@@ -329,10 +329,12 @@ def test_resume_refuses_the_state_of_another_run(tmp_path: Path, block_bag: Path
     assert train(config, frames, out, seed=3, machine=CPU, resume=True) == out / CHECKPOINT_FILE
     assert all(torch.equal(tensor, done[name]) for name, tensor in state_of(out).items())
     fewer = dataclasses.replace(frames, unlabelled=frames.unlabelled[1:])
+    other_ids = dataclasses.replace(LABELS, id_map={0: 0, 1: 2, 2: 1})
     for change, changed, seed, frames_now in (
         ("seed changed \\(3, now 4\\)", config, 4, frames),
         ("steps changed \\(1, now 2\\)", dataclasses.replace(config, steps=2), 3, frames),
-        ("the frames that are trained on changed", config, 3, fewer),
+        ("the frames that are trained on, or what their labels mean, changed", config, 3, fewer),
+        ("what their labels mean, changed", config, 3, frames_of(block_bag, other_ids)),
     ):
         with pytest.raises(CheckpointError, match=change):
             train(changed, frames_now, out, seed=seed, machine=CPU, resume=True)
@@ -342,6 +344,73 @@ def test_resume_refuses_the_state_of_another_run(tmp_path: Path, block_bag: Path
     write_tensors(out / STATE_FILE, {"x": torch.zeros(1)}, {"format": "other"})
     with pytest.raises(CheckpointError, match="not the state of a training run"):
         train(config, frames, out, seed=3, machine=CPU, resume=True)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_last_state(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(load_config("supervised"), steps=4)
+    step = Learner.step
+
+    def diverging(self: Learner, index: int, views: Views) -> StepResult:
+        result = step(self, index, views)
+        return result._replace(loss_supervised=float("nan")) if index == 2 else result
+
+    monkeypatch.setattr(Learner, "step", diverging)
+    out, each = tmp_path / "run", Intervals(1, 0)
+    with pytest.raises(
+        M3LError, match="run: training diverged: the loss is not finite in step 3; make learning"
+    ):
+        train(config, frames_of(block_bag), out, seed=3, machine=CPU, intervals=each)
+    assert json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["steps"] == 2
+    assert not (out / CHECKPOINT_FILE).exists()
+
+
+def test_weights_that_diverged_in_the_last_step_are_not_written(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(load_config("supervised"), steps=2)
+    step = Learner.step
+
+    def diverging(self: Learner, index: int, views: Views) -> StepResult:
+        result = step(self, index, views)
+        if index == 1:
+            with torch.no_grad():
+                self.network.decoder.classifier.weight[0] = float("inf")
+        return result
+
+    monkeypatch.setattr(Learner, "step", diverging)
+    out = tmp_path / "run"
+    with pytest.raises(
+        CheckpointError, match=r"not written, since .*classifier\.weight has come to hold values"
+    ):
+        train(config, frames_of(block_bag), out, seed=3, machine=CPU, intervals=Intervals(1, 0))
+    assert json.loads(read_tensors(out / STATE_FILE)[1]["progress"])["steps"] == 1
+
+
+def test_a_run_goes_on_without_the_weights_it_started_from(
+    tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, frames, out = small(load_config("supervised"), steps=2), frames_of(block_bag), tmp_path / "run"
+    weights = train(config, frames, tmp_path / "first", seed=3, machine=CPU)
+    assert weights is not None
+    monkeypatch.setattr(Learner, "step", signalled_at(0))
+    assert train(config, frames, out, seed=3, machine=CPU, pretrained=str(weights)) is None
+    monkeypatch.undo()
+    weights.unlink()
+    assert train(config, frames, out, seed=3, machine=CPU, pretrained=str(weights), resume=True)
+    with pytest.raises(M3LError, match="no such file"):
+        train(config, frames, tmp_path / "new", seed=3, machine=CPU, pretrained=str(weights), resume=True)
+
+
+def test_what_a_finished_run_showed_stays_on_the_board(tmp_path: Path, block_bag: Path) -> None:
+    config, frames, out = small(load_config("supervised"), steps=2), frames_of(block_bag), tmp_path / "run"
+    for resume in (False, True):
+        train(config, frames, out, seed=3, machine=CPU, resume=resume)
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    assert [[event.step for event in board.Images(tag)] for tag in board.Tags()["images"]] == [[2]]
+    assert [event.step for event in board.Scalars("train/loss_supervised")] == [0, 1]
 
 
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path) -> None:

@@ -145,6 +145,53 @@ def test_frames_without_depth_teach_nothing_without_labels(tmp_path: Path) -> No
         TrainingFrames.without_labels(opened[1:])
 
 
+def test_frames_without_any_depth_are_refused(tmp_path: Path) -> None:
+    shapes = {"none": None, "holes": np.zeros(SIZE, np.uint16)}
+    for name, depth in shapes.items():
+        with BagWriter(tmp_path / name) as bag:
+            for frame in range(3):
+                rgb, labels = np.full((*SIZE, 3), 50, np.uint8), np.ones(SIZE, np.uint8)
+                bag.write_frame(stamp(frame), "camera", rgb, depth, labels, np.eye(3))
+    with pytest.raises(M3LError, match="none: none of the 3 frames that are trained on is paired with depth"):
+        select(tmp_path / "none").check_depth()
+    with pytest.raises(
+        M3LError, match="holes: none of 3 depth images that were looked at has a valid reading"
+    ):
+        select(tmp_path / "holes").check_depth()
+    select(tmp_path / "holes", write_bag(tmp_path / "bag")).check_depth()
+
+
+def test_a_label_set_of_one_class_is_refused(tmp_path: Path) -> None:
+    bag = BagFrames.open(write_bag(tmp_path / "bag", label=0))
+    with pytest.raises(M3LError, match="'generic' has one class alone"):
+        TrainingFrames.select([bag], LabelSet.generic(1))
+
+
+def test_label_images_that_fit_no_image_hinder_nothing_that_reads_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, image = tmp_path / "bag", np.zeros((*SIZE, 3), np.uint8)
+    with BagWriter(path) as bag:
+        for frame in range(FRAMES):
+            bag.write_frame(
+                stamp(frame), "camera", image + 9 * frame, np.full(SIZE, 2000, np.uint16), None, np.eye(3)
+            )
+        for frame in (1, 2):
+            bag.write_labels("/camera/labels", stamp(frame) + 7, "camera", np.ones(SIZE, np.uint8))
+    with pytest.raises(M3LError, match="none of the 2 images"):
+        BagFrames.open(path)
+    assert (
+        main(["split", str(path), "--out", str(tmp_path / "splits.yaml"), "--block", "1", "--gap", "0.5"])
+        == 0
+    )
+    pretrain = tmp_path / "pretrain.yaml"
+    pretrain.write_text("{task: reconstruct, mean_teacher: false, short_side: 32, crop: 1.0, steps: 1}")
+    out = ["--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
+    assert main(["train", "--bag", str(path), "--config", str(pretrain), *out]) == 0
+    assert main(["train", "--bag", str(path), str(path), "--config", str(pretrain), *out, "--resume"]) == 2
+    assert "bag: named twice" in capsys.readouterr().err
+
+
 def test_label_files_of_other_bags_are_refused(tmp_path: Path) -> None:
     bag = write_bag(tmp_path / "bag")
     write_png(tmp_path / "kitchen" / "hall" / f"{stamp(2)}.png")
