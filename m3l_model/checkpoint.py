@@ -33,6 +33,7 @@ _logger = logging.getLogger(__name__)
 
 FORMAT = "m3l"
 FORMAT_VERSION = "1"
+TRAINING_FORMAT = "m3l-training"
 
 _UNREADABLE = (
     *(RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError),
@@ -153,7 +154,7 @@ def read_metadata(path: str | Path) -> Metadata | None:
     begin = _beginning(path)
     if _is_safetensors(begin):
         return _read_header(path).metadata
-    if not _is_pickle(begin):
+    if not is_pickle(begin):
         raise CheckpointError(f"{path}: {_UNKNOWN_FILE}")
     return None
 
@@ -240,10 +241,14 @@ def _beginning(path: Path) -> bytes:
                 return file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: a folder; name the file in it, such as {path / 'checkpoint.safetensors'}"
+        )
     raise CheckpointError(f"{path}: no such checkpoint file")
 
 
-def _is_pickle(begin: bytes) -> bool:
+def is_pickle(begin: bytes) -> bool:
     """Tell by content: torch writes a zip archive or, formerly, a pickle of protocol 2 or later."""
     return begin[:1] in (b"P", b"\x80")
 
@@ -284,6 +289,10 @@ def _read_header(path: Path) -> _Header:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+    if header.get("format") == TRAINING_FORMAT:
+        raise CheckpointError(
+            f"{path}: the state of a training run, to go on from with --resume; take its checkpoint.safetensors"
+        )
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a safetensors file, but not one of m3l; train one with `m3l train`")
     if header.get("format_version") != FORMAT_VERSION:
@@ -325,7 +334,7 @@ def _load_reference(path: Path) -> LinearFusionSegmenter:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not _is_pickle(_beginning(path)):
+        if not is_pickle(_beginning(path)):
             raise CheckpointError(f"{path}: {_UNKNOWN_FILE}") from error
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""

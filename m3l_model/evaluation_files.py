@@ -15,6 +15,7 @@ from typing import Any
 
 from m3l_model.bag_frames import REASONS
 from m3l_model.bootstrap import LEAST_BLOCKS, LEVEL, RESAMPLES
+from m3l_model.errors import M3LError
 from m3l_model.evaluation import FRAME_SCORE, Evaluation
 from m3l_model.evaluation_plan import BLOCK_FRAMES, BLOCK_SECONDS, EvaluationPlan
 from m3l_model.evaluation_summary import Summary
@@ -82,6 +83,31 @@ def describe(
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
+
+
+def refuse_other_report(path: Path, facts: Mapping[str, Any]) -> None:
+    """See that a finished report, if there is one, is of the same models, bags, frames and scenarios.
+
+    Args:
+        path: its JSON.
+        facts: as ``describe`` gives them.
+
+    Raises:
+        M3LError: it is of others, or no report.
+    """
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["evaluated"]
+        now = json.loads(json.dumps(facts))
+        changed = [name for name in now if name != "versions" and before.get(name) != now[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise M3LError(f"{path}: no report of m3l eval; remove it, or choose another --out") from error
+    if changed:
+        raise M3LError(
+            f"{path.parent}: holds the report of an evaluation that differs in {', '.join(changed)}; choose another "
+            "--out, or remove the folder"
+        )
 
 
 def write_json(path: Path, facts: Mapping[str, Any], summary: Summary, command: str) -> None:

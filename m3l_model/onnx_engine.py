@@ -113,8 +113,8 @@ class OnnxEngine:
             return True
         if self._confidence_needed:
             raise M3LError(
-                f"{self._path}: gives no logits, which confidence needs; ask for labels alone, with_confidence=False, "
-                "or export it with --logits"
+                f"{self._path}: gives no logits, which confidence needs; export it with --logits, or "
+                "ask Predictor for labels alone, with_confidence=False"
             )
         if not self._said:
             _logger.warning(

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m3l_model.checkpoint import FORMAT, CheckpointError, load_checkpoint, misfit, read_tensors
+from m3l_model.checkpoint import FORMAT, CheckpointError, is_pickle, load_checkpoint, misfit, read_tensors
 from m3l_model.errors import M3LError
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.segmenter import RGB_ALONE, LinearFusionSegmenter
@@ -132,7 +132,9 @@ def _find(source: str) -> Path:
         for name in HUB_FILES:
             if (path / name).is_file():
                 return path / name
-        raise M3LError(f"{path}: holds neither {' nor '.join(HUB_FILES)}")
+        raise M3LError(
+            f"{path}: holds neither {' nor '.join(HUB_FILES)}; of a run of m3l train name checkpoint.safetensors in it"
+        )
     if path.exists():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in (".pth", ".bin", ".safetensors"):
@@ -166,6 +168,9 @@ def _download(name: str) -> Path:
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
+    with path.open("rb") as file:
+        if not is_pickle(file.read(1)):
+            raise CheckpointError(f"{path}: not a file of PyTorch weights")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

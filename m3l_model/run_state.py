@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from m3l_model.checkpoint import CheckpointError, read_tensors, write_tensors
+from m3l_model.checkpoint import TRAINING_FORMAT, CheckpointError, read_tensors, write_tensors
 from m3l_model.learner import Learner
 from m3l_model.recipe import TrainConfig
 
 STATE_FILE = "state.safetensors"
-_FORMAT = "m3l-training"
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def save_state(
         CheckpointError: it cannot be written; what was there is still there.
     """
     header = {
-        "format": _FORMAT,
+        "format": TRAINING_FORMAT,
         **surroundings.texts(),
         "identity": json.dumps(identity.plain()),
         "progress": json.dumps(dataclasses.asdict(progress)),
@@ -117,8 +116,11 @@ def load_state(
         CheckpointError: it cannot be read, or is of another run.
     """
     path = folder / STATE_FILE
-    tensors, header = read_tensors(path)
-    if header.get("format") != _FORMAT:
+    try:
+        tensors, header = read_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not a readable state; remove {folder} and start anew") from error
+    if header.get("format") != TRAINING_FORMAT:
         raise CheckpointError(f"{path}: not the state of a training run; remove {folder} and start anew")
     try:
         found = json.loads(header["identity"])

@@ -301,7 +301,8 @@ def _select(
         for asked in getattr(bag, name):
             if asked.begin_ns > duration_ns or (asked.end_ns or 0) > duration_ns + _SECOND:
                 raise SplitsError(
-                    f"bag {bag.name}: {name} {asked} lies outside the bag, which lasts {_seconds(duration_ns)} s"
+                    f"bag {bag.name}: {name} {asked} lies outside the bag, which lasts {_seconds(duration_ns)} s; draw "
+                    "the splits anew with m3l split, or edit the file"
                 )
     within = {role: _within(getattr(bag, role), offsets) for role in ROLES}
     if part == "labelled":

@@ -244,6 +244,8 @@ def _evaluate(
     from m3l_model.evaluation_summary import score_table, summarise
 
     facts = files.describe(plan, predictors, checkpoints)
+    if args.out:
+        files.refuse_other_report(args.out / files.JSON, facts)
     store = FileStore(args.out / PROGRESS, facts) if args.out else None
     pictures = PictureMaker(*choose_frames(plan, len(predictors))) if args.out else None
     with tqdm(total=plan.frames, desc="evaluate", unit="frame", mininterval=1) as progress:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from m3l_model import LinearFusionSegmenter, load_checkpoint, save_checkpoint
-from m3l_model.checkpoint import CheckpointError, from_reference, read_tensors
+from m3l_model.checkpoint import TRAINING_FORMAT, CheckpointError, from_reference, read_tensors, write_tensors
 from m3l_model.labels import LabelSet
 from m3l_model.preprocessing import Preprocessing
 
@@ -198,6 +198,13 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path, model: LinearFusion
 def test_other_files_are_named_with_the_reason(tmp_path: Path, model: LinearFusionSegmenter) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.pth: no such"):
         load_checkpoint(tmp_path / "absent.pth")
+    with pytest.raises(
+        CheckpointError, match=r"a folder; name the file in it, such as .*/checkpoint\.safetensors"
+    ):
+        load_checkpoint(tmp_path)
+    write_tensors(tmp_path / "state", {"x": torch.zeros(2)}, {"format": TRAINING_FORMAT})
+    with pytest.raises(CheckpointError, match=r"state: the state of a training run, .* take its checkpoint"):
+        load_checkpoint(tmp_path / "state")
     (tmp_path / "text").write_text("hello, I am no checkpoint")
     (tmp_path / "empty").write_bytes(b"")
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign")

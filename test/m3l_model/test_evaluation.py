@@ -248,6 +248,25 @@ def test_the_command_writes_json_csv_and_html(
     assert float(scores["other", "clean", "miou"]) == content["models"]["other"]["headline"]["clean"]["value"]
 
 
+def test_a_report_of_something_else_is_not_overwritten(
+    checkpoints: list[str], bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--scenarios", "clean", "--frames", "6", "--out", str(tmp_path / "report")]
+    for _ in range(2):
+        assert main(command(checkpoints[:1], bag, *short)) == 0
+    before = (tmp_path / "report" / "evaluation.json").read_bytes()
+    capsys.readouterr()
+    assert main(command(checkpoints[1:], bag, *short, "--seed", "5")) == 2
+    assert (
+        "report: holds the report of an evaluation that differs in models, seed; choose"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / "report" / "evaluation.json").read_bytes() == before
+    (tmp_path / "report" / "evaluation.json").write_text("[]")
+    assert main(command(checkpoints[:1], bag, *short)) == 2
+    assert "evaluation.json: no report of m3l eval" in capsys.readouterr().err
+
+
 def test_a_figure_below_its_limit_is_exit_code_1(
     checkpoints: list[str], bag: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
