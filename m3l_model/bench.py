@@ -279,6 +279,10 @@ def load_model(name: str) -> LinearFusionSegmenter:
     from m3l_model.segmenter import LinearFusionSegmenter
 
     if name not in BACKBONES:
+        if not Path(name).exists():
+            raise M3LError(
+                f"{name}: no such checkpoint file, and no backbone: those are {', '.join(BACKBONES)}"
+            )
         return load_checkpoint(name)
     model = LinearFusionSegmenter(name, 13, skip_missing=True)
     model.metadata = Metadata(LabelSet.generic(13), Preprocessing())

@@ -105,7 +105,8 @@ def _take_model(network: LinearFusionSegmenter, path: Path) -> None:
         tensors["alpha"] = fresh["alpha"]
         kept.append("alpha, since it is a model of colour alone")
     network.load_state_dict(tensors)
-    _logger.info("%s: all weights%s", path, f" but {' and '.join(kept)}" if kept else "")
+    if kept:
+        _logger.warning("%s: taken all but %s", path, " and ".join(kept))
 
 
 def _take_imagenet(network: LinearFusionSegmenter, path: Path) -> None:
@@ -123,7 +124,7 @@ def _take_imagenet(network: LinearFusionSegmenter, path: Path) -> None:
     if problem := misfit(tensors, expected, "a MiT"):
         raise CheckpointError(f"{path}: does not fit the encoder of {network.backbone}: {problem}")
     network.encoder.load_state_dict({**tensors, "mask_token": network.encoder.mask_token})
-    _logger.info("%s: all %d weights of the encoder", path, len(expected))
+    _logger.warning("%s: taken all %d weights of the encoder; the decoder starts anew", path, len(expected))
 
 
 def _find(source: str) -> Path:

@@ -56,13 +56,17 @@ def test_a_frame_lacks_what_its_state_says() -> None:
 
 
 def test_errors_of_the_measuring_process_reach_the_caller() -> None:
-    with pytest.raises(M3LError, match="no such checkpoint"):
+    with pytest.raises(
+        M3LError, match="no_such_file: no such checkpoint file, and no backbone: those are mit_b0, "
+    ):
         measure_in_turn([Case("no_such_file", "cpu")], frames=1)
 
 
 def test_the_others_end_where_one_cannot_be_measured() -> None:
     cases = [Case("mit_b0", "cpu", "fp32", 1, (64, 96)), Case("no_such_file", "cpu")]
-    with pytest.raises(M3LError, match="no such checkpoint"):
+    with pytest.raises(
+        M3LError, match="no_such_file: no such checkpoint file, and no backbone: those are mit_b0, "
+    ):
         measure_in_turn(cases, frames=1)
     assert not multiprocessing.active_children()
 
