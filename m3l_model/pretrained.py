@@ -169,10 +169,10 @@ def _download(name: str) -> Path:
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
-    with path.open("rb") as file:
-        if not is_pickle(file.read(1)):
-            raise CheckpointError(f"{path}: not a file of PyTorch weights")
     try:
+        with path.open("rb") as file:
+            if not is_pickle(file.read(1)):
+                raise ValueError("another format")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused: it holds more than tensors and could run code") from error

@@ -70,20 +70,29 @@ def test_recipes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     recipe.write_text("mean_teacher: true\nlerning_rate: 1\n")
     with pytest.raises(M3LError, match=r"mine\.yaml: unknown recipe fields \(lerning_rate\)"):
         load_config(str(recipe))
-    for field in (
-        "learning_rate: 2e-3",
-        "steps: 1.5",
-        "mean_teacher: 1",
-        "masking: some",
-        "short_side: wide",
-        "scales: [1]",
-        "backbone: 3",
+    for field, expected in (
+        ("learning_rate: 2e-3", r"give a number \(YAML takes 2e-3 for text"),
+        ("steps: 1.5", "give a whole number"),
+        ("mean_teacher: 1", "give true or false"),
+        ("masking: some", "choose one of none, student, both"),
+        ("short_side: wide", "give a whole number"),
+        ("scales: [1]", "give two numbers"),
+        ("backbone: 3", "give a name"),
     ):
         recipe.write_text(f"mean_teacher: true\n{field}\n")
-        with pytest.raises(M3LError, match=rf"mine\.yaml: {field.partition(':')[0]} cannot be"):
+        with pytest.raises(
+            M3LError, match=rf"mine\.yaml: {field.partition(':')[0]} cannot be .*; {expected}"
+        ):
             load_config(str(recipe))
-    recipe.write_text("mean_teacher: true\nshort_side: 8\n")
-    with pytest.raises(M3LError, match="short_side"):
+    for size, expected in ((8, ": windows need 32"), (100_000, "; 32 to 8192 pixels are possible")):
+        recipe.write_text(f"mean_teacher: true\nshort_side: {size}\n")
+        with pytest.raises(M3LError, match=rf"short_side .*{size}{expected}"):
+            load_config(str(recipe))
+    recipe.write_text("")
+    with pytest.raises(M3LError, match=r"mine\.yaml: not a recipe"):
+        load_config(str(recipe))
+    recipe.write_text("steps: 5")
+    with pytest.raises(M3LError, match=r"mine\.yaml: lacks mean_teacher"):
         load_config(str(recipe))
 
 

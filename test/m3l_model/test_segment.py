@@ -176,7 +176,9 @@ def test_originals_are_there_as_they_were_but_for_masks_of_old(
     [classes] = messages(segmented, CLASSES)
     assert json.loads(classes.msg.data)["name"] == "demo"
     assert segment(checkpoint, bag, tmp_path / "again") == 0
-    assert f"leaving out {MASK} of {bag}: the new one takes its place" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert f"leaving out {MASK} of {bag}: the new one takes its place" in said
+    assert f"again: {FRAMES} masks of {FRAMES} colour images, {len(LOST)} of them without depth" in said
 
 
 def test_the_new_bag_is_plain_mcap_in_the_order_of_its_log_times(segmented: Path) -> None:
