@@ -191,7 +191,7 @@ def test_what_a_file_cannot_do_is_named(fixed: Export, tmp_path: Path) -> None:
     rgb, depth = states((64, 96))[0]
     with pytest.raises(M3LError, match="takes images of 96x128, not 64x96"):
         fixed.onnx.predict(rgb, depth)
-    with pytest.raises(M3LError, match=r"labels alone, with_confidence=False, or export it with --logits"):
+    with pytest.raises(M3LError, match="export it with --logits, or ask Predictor for labels alone"):
         fixed.onnx.predict(*states(SIZE)[0])
     with pytest.raises(M3LError, match="no such ONNX file"):
         Predictor.from_checkpoint(tmp_path / "none.onnx")
@@ -205,5 +205,6 @@ def test_what_a_file_cannot_do_is_named(fixed: Export, tmp_path: Path) -> None:
             Predictor.from_checkpoint(fixed.path, "cpu", precision)
     with pytest.raises(M3LError, match="choose auto"):
         Predictor.from_checkpoint(fixed.path, "tpu")
-    with pytest.raises(M3LError, match="at least 32"):
-        export_onnx(fixed.model, tmp_path / "small.onnx", (16, 64))
+    for size in ((16, 64), (64, 10_000)):
+        with pytest.raises(M3LError, match=f"size {size[0]}x{size[1]}: height and width must be 32 to 8192"):
+            export_onnx(fixed.model, tmp_path / "other.onnx", size)

@@ -348,8 +348,6 @@ def test_commands_train_on_splits_and_score_their_validation_part(
         "run/checkpoint.safetensors",
         "--scenarios",
         "clean",
-        "--out",
-        "scores",
     ]
     for arguments, frames in (
         (common, 3),
@@ -357,10 +355,9 @@ def test_commands_train_on_splits_and_score_their_validation_part(
         (["--bag", "bag"], 3),
         (["--bag", "bag", "--every", "2", "--labels", "labels", "--frames", "2"], 2),
     ):
-        assert main([*evaluation, *arguments]) == 0
-        assert (
-            json.loads((tmp_path / "scores" / "evaluation.json").read_text())["evaluated"]["frames"] == frames
-        )
+        out = tmp_path / f"scores of {len(arguments)} {frames}"
+        assert main([*evaluation, *arguments, "--out", str(out)]) == 0
+        assert json.loads((out / "evaluation.json").read_text())["evaluated"]["frames"] == frames
 
 
 def test_a_run_in_fewer_steps_still_reads_unlabelled_frames(

@@ -65,7 +65,7 @@ def test_a_network_is_measured_beside_its_floor(
     inference_gpu._floor("mit_b0", "fp32", 1e12, 1e12, tmp_path)
     printed = capsys.readouterr().out
     assert printed.startswith("mit_b0 fp32: frame ")
-    gflop = count_gflop("mit_b0", inference_gpu.CLASSES, (64, 96))
+    gflop = count_gflop("mit_b0", 13, (64, 96))
     assert f"floor {gflop:.2f} ms of arithmetic" in printed  # at 10^12 a second
     assert " ms with two in flight, NO graph, eager " in printed
     assert (tmp_path / "profile_mit_b0_fp32.txt").read_text().strip()
