@@ -147,6 +147,7 @@ def test_nothing_to_segment_and_wrong_types_are_named(predictor: Predictor, fram
         ({"device": "tpu"}, "choose auto"),
         ({"device": "meta"}, "choose auto"),
         ({"device": "cuda:77"}, "GPUs"),
+        ({"device": "cpu:3"}, "device 'cpu:3' is not there: there is one cpu"),
         ({"device": "cpu", "precision": "int4"}, "fp32"),
     ],
 )

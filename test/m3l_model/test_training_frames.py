@@ -424,6 +424,13 @@ def test_wrong_use_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_seed_that_is_too_long_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["train", "--bag", "bag", "--out", str(tmp_path / "run"), "--seed", str(1 << 64)])
+    assert raised.value.code == 2
+    assert "argument --seed: 18446744073709551616 needs more than 64 bits" in capsys.readouterr().err
+
+
 def test_eval_says_why_nothing_can_be_scored(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
