@@ -83,6 +83,19 @@ def signalled_at(
     return signalled
 
 
+def spoilt_at(
+    last: int, spoil: Callable[[Learner, StepResult], StepResult]
+) -> Callable[[Learner, int, Views], StepResult]:
+    """A step that something happens after."""
+    step = Learner.step
+
+    def spoilt(self: Learner, index: int, views: Views) -> StepResult:
+        result = step(self, index, views)
+        return spoil(self, result) if index == last else result
+
+    return spoilt
+
+
 @pytest.fixture
 def block_bag(tmp_path: Path) -> Path:
     rgb, depth, labels = blocks(8)
@@ -349,14 +362,11 @@ def test_resume_refuses_the_state_of_another_run(tmp_path: Path, block_bag: Path
 def test_a_run_that_diverges_says_so_and_keeps_its_last_state(
     tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def lose(learner: Learner, result: StepResult) -> StepResult:
+        return result._replace(loss_supervised=float("nan"))
+
     config = small(load_config("supervised"), steps=4)
-    step = Learner.step
-
-    def diverging(self: Learner, index: int, views: Views) -> StepResult:
-        result = step(self, index, views)
-        return result._replace(loss_supervised=float("nan")) if index == 2 else result
-
-    monkeypatch.setattr(Learner, "step", diverging)
+    monkeypatch.setattr(Learner, "step", spoilt_at(2, lose))
     out, each = tmp_path / "run", Intervals(1, 0)
     with pytest.raises(
         M3LError, match="run: training diverged: the loss is not finite in step 3; make learning"
@@ -369,17 +379,13 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_state(
 def test_weights_that_diverged_in_the_last_step_are_not_written(
     tmp_path: Path, block_bag: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(load_config("supervised"), steps=2)
-    step = Learner.step
-
-    def diverging(self: Learner, index: int, views: Views) -> StepResult:
-        result = step(self, index, views)
-        if index == 1:
-            with torch.no_grad():
-                self.network.decoder.classifier.weight[0] = float("inf")
+    @torch.no_grad()
+    def grow(learner: Learner, result: StepResult) -> StepResult:
+        learner.network.decoder.classifier.weight[0] = float("inf")
         return result
 
-    monkeypatch.setattr(Learner, "step", diverging)
+    config = small(load_config("supervised"), steps=2)
+    monkeypatch.setattr(Learner, "step", spoilt_at(1, grow))
     out = tmp_path / "run"
     with pytest.raises(
         CheckpointError, match=r"not written, since .*classifier\.weight has come to hold values"
