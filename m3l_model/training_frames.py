@@ -196,19 +196,20 @@ class TrainingFrames:
         )
 
     def check_depth(self) -> None:
-        """See that frames that are trained on have depth; of those that are paired with it some are looked at.
+        """See that a frame that is trained on has depth; the first that is found, of any bag, ends the search.
 
         Raises:
-            M3LError: none is paired with a depth image, or none of those looked at holds a valid reading.
+            M3LError: none is paired with a depth image, or none of these holds a valid reading.
         """
         paired = np.concatenate([bag.frames["depth"] >= 0 for bag in self.dataset.bags])
         with_depth = self.trained_on[paired[self.trained_on]]
-        looked_at = with_depth[:: max(1, len(with_depth) // _COMPARED)].tolist()
-        if any(not self.dataset[position].missing[1] for position in looked_at):
+        shuffled = np.random.default_rng(0).permutation(with_depth).tolist()
+        search = tqdm(shuffled, "look for depth", unit="image", delay=1)
+        if any(not self.dataset[position].missing[1] for position in search):
             return
         finding = (
-            f"none of {len(looked_at)} depth images that were looked at has a valid reading"
-            if looked_at
+            f"none of the {len(shuffled)} depth images has a valid reading"
+            if shuffled
             else f"none of the {len(self.trained_on)} frames that are trained on is paired with depth"
         )
         paths = ", ".join(str(bag.index.path) for bag in self.dataset.bags)
