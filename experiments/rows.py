@@ -46,6 +46,14 @@ ROWS: dict[str, tuple[str, Fields]] = {
 """Row by row the recipe of config/train and the fields that are replaced."""
 
 ABLATIONS: dict[str, tuple[str, Fields]] = {
+    "m3l_metric": ("m3l", {"depth_encoding": "metric"}),
+    "m3l_tuned_pretrained": ("mean_teacher_dropout", {"masking": "student"}),
+    "supervised_pretrained": ("supervised", _ALONE),
+}
+"""``m3l`` with depth in metres alone; and other rows from a network that was pretrained without labels."""
+
+BURN_IN: dict[str, tuple[str, Fields]] = {
+    "m3l_burn_in": ("m3l", {}),
     "m3l_token": ("m3l", {"skip_missing": False}),
     "m3l_token_strong": ("m3l", {"skip_missing": False, "strong_augmentation": True}),
     "m3l_no_cutmix": ("m3l", {"cutmix": False}),
@@ -60,15 +68,16 @@ ABLATIONS: dict[str, tuple[str, Fields]] = {
     "m3l_equal_time": ("m3l", {}),
     "m3l_pretrained": ("m3l", {}),
     "m3l_labelled_only_pretrained": ("m3l", {"pseudo_weight": 0.0}),
-    "m3l_tuned_pretrained": ("mean_teacher_dropout", {"masking": "student"}),
-    "supervised_pretrained": ("supervised", _ALONE),
 }
-"""``m3l`` with the mask token for a missing modality, the same with strong augmentation, with a part left out, with a
-larger weight for what is learnt from unlabelled frames, in as many steps as take about the wall time of
-``m3l_tuned``, or from a network that was pretrained without labels; so also two of the other rows."""
+"""``m3l`` as it was before the ablations, with pseudo labels for unlabelled frames alone and after a burn-in
+(``m3l_burn_in``), and the rows that were compared with it: with the mask token for a missing modality, the same with
+strong augmentation, with a part left out, with a larger weight for what is learnt from unlabelled frames, in as many
+steps as take about the wall time of ``m3l_tuned``, or from a network that was pretrained without labels."""
+
+ALL_ROWS: dict[str, tuple[str, Fields]] = {**ROWS, **ABLATIONS, **BURN_IN}
 
 _EQUAL_TIME = 4 / 3
-"""Steps of ``m3l`` in the time of one of ``m3l_tuned``."""
+"""Steps of ``m3l_burn_in`` in the time of one of ``m3l_tuned``."""
 
 LEARNING_RATES = (0.0003, 0.0006, 0.001, 0.002)
 
@@ -83,16 +92,16 @@ def config_of(setting: Fields, row: str, learning_rate: float) -> TrainConfig:
 
     Args:
         setting: ``NYUV2`` or ``SYNTHETIC``.
-        row: of ``ROWS`` or ``ABLATIONS``; that of the paper keeps what is the reference's but for the sizes.
+        row: of ``ALL_ROWS``; that of the paper keeps what is the reference's but for the sizes.
         learning_rate: of the other rows.
     """
-    name, fields = {**ROWS, **ABLATIONS}[row]
+    name, fields = ALL_ROWS[row]
     if row == "m3l_paper":
         sizes = {key: HARNESS[key] for key in ("backbone", "labelled_batch", "unlabelled_batch")}
         return load_config(name, **sizes, **setting, crop_pixels=setting["short_side"])
-    if name == "m3l":
+    if row in BURN_IN:
         start, ramp = setting["steps"] // 3, setting["steps"] // 6
-        fields = {"pseudo_start": start, "pseudo_ramp": ramp, **fields}
+        fields = {"pseudo_frames": "unlabelled", "pseudo_start": start, "pseudo_ramp": ramp, **fields}
     config = load_config(name, **{**HARNESS, **setting, **fields, "learning_rate": learning_rate})
     return config.in_steps(round(_EQUAL_TIME * config.steps)) if row == "m3l_equal_time" else config
 

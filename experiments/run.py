@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from nyuv2_data import NyuBags  # noqa: E402
 from pretrained_start import pretrain  # noqa: E402
 from rows import (  # noqa: E402
-    ABLATIONS,
+    ALL_ROWS,
     LEARNING_RATES,
     NYUV2,
     ROWS,
@@ -59,7 +59,7 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
     parser.add_argument("--work", type=Path, required=True, help="for bags and runs; 5 GB")
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *ABLATIONS], default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(ALL_ROWS), default=list(ROWS))
     parser.add_argument("--draws", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
     parser.add_argument(

@@ -26,7 +26,7 @@ share_cores(os.environ)
 
 
 from paired import verdict  # noqa: E402
-from rows import ABLATIONS, LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
+from rows import ALL_ROWS, LEARNING_RATES, SYNTHETIC, config_of, digest  # noqa: E402
 from scoring import TOKEN, fills, score  # noqa: E402
 
 from m3l_model.bag_dataset import RgbdBagDataset  # noqa: E402
@@ -54,7 +54,7 @@ def main() -> int:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--tune", action="store_true", help="choose learning rates, on other rooms")
     kinds.add_argument("--again", action="store_true", help="score the final models on rooms 105 to 109")
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *ABLATIONS], default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(ALL_ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES))
     args = parser.parse_args()
@@ -160,7 +160,8 @@ def _table(runs: list[dict[str, Any]]) -> None:
     """Print the means over seeds as Markdown, and what the last row, ours, has more than the others."""
     columns = ("both", "rgb_only", "depth_only", "robust")
     print(f"\n| row | seeds | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
-    found = [row for row in (*ROWS[:-1], *ABLATIONS, ROWS[-1]) if _by_seed(runs, row, "robust")]
+    others = [row for row in ALL_ROWS if row != ROWS[-1]]
+    found = [row for row in (*others, ROWS[-1]) if _by_seed(runs, row, "robust")]
     for row in found:
         means = (statistics.mean(_by_seed(runs, row, column).values()) for column in columns)
         seeds = ", ".join(map(str, _by_seed(runs, row, "robust")))

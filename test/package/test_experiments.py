@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -59,24 +60,31 @@ def test_validation_is_in_blocks_with_gaps(lists: dict[str, list[str]], shared_d
     assert [every[i] for i in range(len(every)) if i not in near] == lists["usable"]
 
 
+_OURS = {"pseudo_labels": "soft", "cutmix": True, "skip_missing": True}
+"""What ``m3l`` has over M3L, all of it."""
+
+
 def test_rows_share_the_harness(rows: Any) -> None:
     for setting in (rows.NYUV2, rows.SYNTHETIC):
-        configs = {row: rows.config_of(setting, row, 0.001) for row in (*rows.ROWS, *rows.ABLATIONS)}
+        configs = {row: rows.config_of(setting, row, 0.001) for row in rows.ALL_ROWS}
         longer = configs.pop("m3l_equal_time")
-        assert longer == configs["m3l"].in_steps(longer.steps)
-        assert longer.steps > configs["m3l"].steps
+        assert longer == configs["m3l_burn_in"].in_steps(longer.steps)
+        assert longer.steps > configs["m3l_burn_in"].steps
         pretraining = {row: rows.pretraining_of(setting, row) for row in configs}
         assert [row for row, config in pretraining.items() if config] == [
-            "m3l_pretrained",
-            "m3l_labelled_only_pretrained",
             "m3l_tuned_pretrained",
             "supervised_pretrained",
+            "m3l_pretrained",
+            "m3l_labelled_only_pretrained",
         ]
         for row, config in pretraining.items():
             if config:
-                assert configs[row] == configs[row.removesuffix("_pretrained")]
+                scratch = "m3l_burn_in" if row == "m3l_pretrained" else row.removesuffix("_pretrained")
+                assert configs[row] == configs[scratch]
                 assert config.preprocessing() == configs[row].preprocessing()
                 assert config.steps == configs[row].steps
+        assert configs["m3l_no_burn_in"].pseudo_start == configs["m3l"].pseudo_start == 0
+        assert dataclasses.replace(configs["m3l_tuned"], **_OURS) == configs["m3l"]
         digests = {rows.digest(config, pretraining[row]) for row, config in configs.items()}
         assert len(digests) == len(configs)
         shared = [name for name in {**rows.HARNESS, **setting} if name != "labelled_batch"]
@@ -84,7 +92,7 @@ def test_rows_share_the_harness(rows: Any) -> None:
             images = 4 if row.startswith("m3l_labelled_only") else 8
             assert sum(config.step_frames(config.steps - 1)) == images, row
             if row != "m3l_paper":
-                changed = rows.ABLATIONS[row][1] if row in rows.ABLATIONS else {}
+                changed = {**rows.ABLATIONS, **rows.BURN_IN}[row][1] if row not in rows.ROWS else {}
                 for name in (*shared, "batch_norm", "train_fused", "teacher_noise", "augmentation"):
                     expected = {**rows.HARNESS, **setting, **changed}.get(name, getattr(configs["m3l"], name))
                     assert getattr(config, name) == expected, (row, name)
