@@ -151,10 +151,10 @@ def test_windows_smaller_than_the_network_takes_are_refused_once_the_frames_are_
 
 def test_pseudo_labels_that_would_never_come_are_refused() -> None:
     with pytest.raises(M3LError, match=r"pseudo_start is 2000, but steps 2000: .*"):
-        load_config("m3l", steps=2000)
-    assert load_config("m3l", steps=2001).step_frames(2000).unlabelled == 8
+        load_config("m3l", pseudo_start=2000, steps=2000)
+    assert load_config("m3l", pseudo_start=2000, steps=2001).step_frames(2000).unlabelled == 8
     for harmless in ({"pseudo_weight": 0.0}, {"mean_teacher": False, "masking": "student"}):
-        load_config("m3l", steps=2000, **harmless)
+        load_config("m3l", pseudo_start=2000, steps=2000, **harmless)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100, 1999, 20_000, 40_000])

@@ -778,11 +778,12 @@ def test_a_process_on_a_gpu_asks_its_own_for_memory(
     assert not (tmp_path / "run").exists()
 
 
-def test_soft_pseudo_labels_count_in_the_memory_of_a_step() -> None:
-    soft = load_config("m3l", pseudo_labels="soft", unlabelled_batch=4)
+@pytest.mark.parametrize(("which", "samples"), [("unlabelled", 4), ("all", 3 + 3 + 4)])
+def test_soft_pseudo_labels_count_in_the_memory_of_a_step(which: str, samples: int) -> None:
+    soft = load_config("m3l", pseudo_frames=which, labelled_batch=3, unlabelled_batch=4)
     hard = dataclasses.replace(soft, pseudo_labels="hard")
     extra = [training_memory.step_bytes(config, 13, 1000, (120, 160)) for config in (soft, hard)]
-    assert extra[0] - extra[1] == 2 * torch.empty(4, 13, 120, 160).nbytes  # the teacher's, and mixed
+    assert extra[0] - extra[1] == 2 * torch.empty(samples, 13, 120, 160).nbytes  # the teacher's, and mixed
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_is_read(
