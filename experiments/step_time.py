@@ -20,7 +20,7 @@ sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
 from nyuv2_data import NyuBags  # noqa: E402
-from rows import ABLATIONS, NYUV2, ROWS, config_of  # noqa: E402
+from rows import ALL_ROWS, NYUV2, config_of  # noqa: E402
 from step_kinds import kinds_of  # noqa: E402
 
 from m3l_model.recipe import StepFrames  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with nyuv2 and redkitchen")
     parser.add_argument("--work", type=Path, required=True, help="that of experiments/run.py")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("rows", nargs="+", choices=[*ROWS, *ABLATIONS])
+    parser.add_argument("rows", nargs="+", choices=list(ALL_ROWS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     frames = NyuBags(args.data, args.work).training_frames(1)
