@@ -57,7 +57,7 @@ RUNS = {
     "supervised_dropout": Run("supervised_dropout", {"steps": 8000, "strong_augmentation": True}),
     "m3l": Run("m3l", {"steps": 6000, "pseudo_weight": 0.0, "ema_decay": 0.998}, "m3l_pretrained"),
 }
-"""No frame is left without labels for the teacher of ``m3l``."""
+"""``m3l`` without its teacher's labels, as no frame is without labels."""
 
 
 def main() -> int:

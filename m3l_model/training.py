@@ -237,7 +237,7 @@ def _prepare(
     reads_unlabelled = config.task == "segment" and config.step_frames(config.steps - 1).unlabelled > 0
     if reads_unlabelled and not len(frames.unlabelled):
         raise M3LError(
-            "every frame has labels, and this recipe's teacher labels what has none; use a copy of the recipe with "
+            "every frame has labels, and this recipe also reads frames without; use a copy of the recipe with "
             "pseudo_weight: 0 or --config supervised_dropout, or add bags without labels"
         )
     fabric = machine.fabric()
