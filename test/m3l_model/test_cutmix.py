@@ -51,16 +51,20 @@ def test_what_a_pair_gets_does_not_depend_on_who_else_is_in_the_process() -> Non
     assert torch.equal(whole.of(2, 4).source, rest.source)
 
 
-def test_colour_depth_and_labels_are_pasted_alike_and_the_teacher_sees_whole_images() -> None:
-    config = small(load_config("m3l"), labelled_batch=4, unlabelled_batch=4, strong_augmentation=False)
+@pytest.mark.parametrize(("which", "count"), [("unlabelled", 4), ("all", 12)])
+def test_colour_depth_and_labels_are_pasted_alike_and_the_teacher_sees_whole_images(
+    which: str, count: int
+) -> None:
+    config = small(load_config("m3l"), labelled_batch=4, unlabelled_batch=4, pseudo_frames=which)
     plain, mixed = (views_of(dataclasses.replace(config, cutmix=cutmix)) for cutmix in (False, True))
     assert mixed.cut is not None
     assert mixed.teacher is not None
     for one, other in zip(plain.student.inputs[:2], mixed.student.inputs[:2], strict=True):
-        moved = (one[-4:] != other[-4:]).any(1)
+        one, other = one[-count:], other[-count:]
+        moved = (one != other).any(1)
         assert moved.any()
         assert not (moved & ~mixed.cut.inside).any()
-        assert torch.equal(mixed.cut.paste(one[-4:]), other[-4:])
+        assert torch.equal(mixed.cut.paste(one), other)
     changed = plain.labels != mixed.labels
     assert changed.any()
     assert not (changed & (plain.student.inputs.rgb == mixed.student.inputs.rgb).all(1)[:8]).any()
