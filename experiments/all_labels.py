@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
@@ -25,8 +25,7 @@ from m3l_model.openmp import share_cores  # noqa: E402
 share_cores(os.environ)
 
 from nyuv2_data import NyuBags  # noqa: E402
-from pretrained_start import pretrain  # noqa: E402
-from rows import HARNESS, NYUV2, pretraining_of  # noqa: E402
+from rows import HARNESS, NYUV2  # noqa: E402
 from scoring import score  # noqa: E402
 
 from m3l_model.recipe import load_config  # noqa: E402
@@ -44,20 +43,11 @@ FIELDS: dict[str, Any] = {
     "learning_rate": 0.001,
 }
 
-
-class Run(NamedTuple):
-    """A recipe, what it has other than ``FIELDS``, and the row whose first draw's pretraining it starts from."""
-
-    recipe: str
-    fields: dict[str, Any]
-    pretrained_as: str | None = None
-
-
-RUNS = {
-    "supervised_dropout": Run("supervised_dropout", {"steps": 8000, "strong_augmentation": True}),
-    "m3l": Run("m3l", {"steps": 6000, "pseudo_weight": 0.0, "ema_decay": 0.998}, "m3l_pretrained"),
+RUNS: dict[str, dict[str, Any]] = {
+    "supervised_dropout": {"steps": 8000, "strong_augmentation": True},
+    "m3l": {"steps": 5000, "pseudo_weight": 0.0, "ema_decay": 0.998},
 }
-"""``m3l`` without its teacher's labels, as no frame is without labels."""
+"""Recipe by recipe what it has other than ``FIELDS``; ``m3l`` without its teacher's labels, as no frame lacks them."""
 
 
 def main() -> int:
@@ -73,20 +63,11 @@ def main() -> int:
     args = parser.parse_args()
     bags = NyuBags(args.data, args.work)
     machine = Machine(args.device, workers=1)
-    run = RUNS[args.run]
-    config = load_config(run.recipe, **{**FIELDS, **run.fields})
-    pretrained = None
-    if run.pretrained_as:
-        pretraining = pretraining_of(NYUV2, run.pretrained_as)
-        assert pretraining
-        weights = pretrain(pretraining, bags, args.work, SEED, machine).weights
-        if weights is None:
-            return 0
-        pretrained = str(weights)
+    config = load_config(args.run, **{**FIELDS, **RUNS[args.run]})
     out = args.work / f"all_labels_{args.run}"
     frames = bags.training_frames(None)
     intervals = Intervals(250, 500)
-    if train(config, frames, out, SEED, machine, intervals, pretrained=pretrained, resume=True) is None:
+    if train(config, frames, out, SEED, machine, intervals, resume=True) is None:
         return 0
     path = RESULTS / f"nyuv2_all_labels_{args.run}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
