@@ -3,7 +3,8 @@
 
     python experiments/all_labels.py --data ../shared/data --work runs/nyu --run m3l
 
-It may be stopped and started again at any moment; its scores go to experiments/results.
+It may be stopped and started again at any moment; its scores go to experiments/results. What goes on from another run
+comes after it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).resolve().parent)]
@@ -43,11 +44,25 @@ FIELDS: dict[str, Any] = {
     "learning_rate": 0.001,
 }
 
-RUNS: dict[str, dict[str, Any]] = {
-    "supervised_dropout": {"steps": 8000, "strong_augmentation": True},
-    "m3l": {"steps": 4000, "pseudo_weight": 0.0, "ema_decay": 0.998},
+
+class Run(NamedTuple):
+    """A recipe, what it has other than ``FIELDS``, and the run whose model it goes on from."""
+
+    recipe: str
+    fields: dict[str, Any]
+    after: str | None = None
+
+
+_ALL_LABELLED: dict[str, Any] = {"pseudo_weight": 0.0, "ema_decay": 0.998}
+"""``m3l`` without its teacher's labels, as no frame lacks them."""
+
+RUNS = {
+    "supervised_dropout": Run("supervised_dropout", {"steps": 8000, "strong_augmentation": True}),
+    "m3l": Run("m3l", {"steps": 4000, **_ALL_LABELLED}),
+    "m3l_finer": Run(
+        "m3l", {"steps": 1700, "short_side": 160, "learning_rate": 0.0006, **_ALL_LABELLED}, after="m3l"
+    ),
 }
-"""Recipe by recipe what it has other than ``FIELDS``; ``m3l`` without its teacher's labels, as no frame lacks them."""
 
 
 def main() -> int:
@@ -63,11 +78,13 @@ def main() -> int:
     args = parser.parse_args()
     bags = NyuBags(args.data, args.work)
     machine = Machine(args.device, workers=1)
-    config = load_config(args.run, **{**FIELDS, **RUNS[args.run]})
+    run = RUNS[args.run]
+    config = load_config(run.recipe, **{**FIELDS, **run.fields})
     out = args.work / f"all_labels_{args.run}"
+    start = str(args.work / f"all_labels_{run.after}" / CHECKPOINT_FILE) if run.after else None
     frames = bags.training_frames(None)
     intervals = Intervals(250, 500)
-    if train(config, frames, out, SEED, machine, intervals, resume=True) is None:
+    if train(config, frames, out, SEED, machine, intervals, pretrained=start, resume=True) is None:
         return 0
     path = RESULTS / f"nyuv2_all_labels_{args.run}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
