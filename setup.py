@@ -46,7 +46,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["m3l_model", "m3l_model.*", "m3l_ros", "m3l_ros.*"]),
-    package_data={"m3l_model": ["py.typed", "templates/*"], "m3l_ros": ["py.typed", "templates/*"]},
+    package_data={
+        "m3l_model": ["py.typed", "templates/*", "weights/*"],
+        "m3l_ros": ["py.typed", "templates/*"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),

@@ -30,7 +30,7 @@ LAST_MASKS = 3.0
 
 ARGUMENTS = [
     ("bag", None, "rosbag2 folder, or file, in MCAP or SQLite"),
-    ("checkpoint", None, "model file, as m3l train writes it"),
+    ("checkpoint", "", "model file, as m3l train writes it; empty: as in params_file"),
     ("out", "", "folder to record masks, colour and diagnostics into; empty: record nothing"),
     ("rate", "1.0", "seconds of the bag per second"),
     ("drop_depth", "", "BEGIN:END, seconds from the bag's start without depth"),

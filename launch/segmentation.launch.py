@@ -30,7 +30,7 @@ INFOS = [
 
 # Launch arguments that set the parameter of their name; empty ones leave it to the parameters file.
 PARAMETERS = {
-    "checkpoint": (str, "model file, as m3l train writes it"),
+    "checkpoint": (str, "model file, as m3l train writes it, or nyu13_b0"),
     "device": (str, "auto, cpu, cuda or cuda:N"),
     "precision": (str, "auto, fp32, bf16 or fp16"),
     "rgb_transport": (str, "raw or compressed"),

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from m3l_model.errors import M3LError
 from m3l_model.openmp import leave_cores_to_torch
+from m3l_model.shipped import model_file
 
 if TYPE_CHECKING:
     from m3l_model.segmenter import LinearFusionSegmenter
@@ -279,11 +280,11 @@ def load_model(name: str) -> LinearFusionSegmenter:
     from m3l_model.segmenter import LinearFusionSegmenter
 
     if name not in BACKBONES:
-        if not Path(name).exists():
+        if not (path := model_file(name)).exists():
             raise M3LError(
                 f"{name}: no such checkpoint file, and no backbone: those are {', '.join(BACKBONES)}"
             )
-        return load_checkpoint(name)
+        return load_checkpoint(path)
     model = LinearFusionSegmenter(name, 13, skip_missing=True)
     model.metadata = Metadata(LabelSet.generic(13), Preprocessing())
     return model

@@ -18,6 +18,7 @@ from m3l_model.errors import M3LError
 from m3l_model.labels import LabelSet
 from m3l_model.preprocessing import Preprocessing, has_reading
 from m3l_model.segmenter import LinearFusionSegmenter
+from m3l_model.shipped import model_file
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -103,7 +104,8 @@ class Predictor:
         """Load a checkpoint (ours or the reference implementation's) or an ONNX file of ours for inference.
 
         Args:
-            path: the file; an ONNX file's name ends in .onnx, and it computes in fp32.
+            path: the file, or the name of a model that comes with the package, such as ``nyu13_b0``; an ONNX file's
+                name ends in .onnx, and it computes in fp32.
             device, precision, threads, compile: as for ``Predictor``; an ONNX file is not compiled.
             confidence_needed: a frame that asks for confidence is an error where an ONNX file gives no logits; else it
                 goes without, which is logged once.
@@ -111,12 +113,13 @@ class Predictor:
         Raises:
             M3LError: the file cannot be read, or there is no such device or precision.
         """
-        if Path(path).suffix != ".onnx":
+        path = model_file(path)
+        if path.suffix != ".onnx":
             return cls(load_checkpoint(path), device, precision, threads, compile)
         from m3l_model.onnx_engine import OnnxEngine
 
         _set_threads(threads)
-        engine = OnnxEngine.open(Path(path), device, precision, threads, confidence_needed)
+        engine = OnnxEngine.open(path, device, precision, threads, confidence_needed)
         predictor = cls.__new__(cls)
         predictor._set(engine, engine.header.metadata, engine.header.size)
         return predictor

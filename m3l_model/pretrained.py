@@ -20,6 +20,7 @@ from m3l_model.checkpoint import FORMAT, CheckpointError, is_pickle, load_checkp
 from m3l_model.errors import M3LError
 from m3l_model.mit import MODALITIES, ModalityLayerNorm
 from m3l_model.segmenter import RGB_ALONE, LinearFusionSegmenter
+from m3l_model.shipped import model_file
 
 _logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _take_imagenet(network: LinearFusionSegmenter, path: Path) -> None:
 
 
 def _find(source: str) -> Path:
-    path = Path(source)
+    path = model_file(source)
     if path.is_dir():
         for name in HUB_FILES:
             if (path / name).is_file():

@@ -12,6 +12,7 @@ import numpy as np
 
 from m3l_model.allocator import give_back_freed_memory
 from m3l_model.errors import M3LError
+from m3l_model.shipped import model_file
 from m3l_ros.parameters import NodeParameters
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def device_memory(device: torch.device) -> int | None:
 
 def _path(checkpoint: str) -> Path:
     try:
-        return Path(checkpoint).expanduser()
+        return model_file(checkpoint).expanduser()
     except RuntimeError as error:
         raise ModelError(f"{checkpoint}: {error}; give the whole path") from error
 

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from m3l_model.errors import M3LError
+from m3l_model.shipped import DEFAULT_MODEL
 
 
 class ParameterError(M3LError):
@@ -44,9 +45,9 @@ class NodeParameters:
     """What the node was told, checked."""
 
     checkpoint: str = _parameter(
-        "",
-        "model file, as m3l train or m3l export writes it; without one the node stays unconfigured. A configured node "
-        "loads another one aside and swaps it in between two frames",
+        DEFAULT_MODEL,
+        "model file, as m3l train or m3l export writes it, or nyu13_b0, which comes with the package. A configured "
+        "node loads another one aside and swaps it in between two frames",
         Changes.ANY_TIME,
     )
     num_classes: int = _parameter(

@@ -23,6 +23,7 @@ from m3l_model.commands.bag_options import (
     positive,
 )
 from m3l_model.errors import M3LError
+from m3l_model.shipped import DEFAULT_MODEL, model_file
 
 if TYPE_CHECKING:
     from m3l_model.agreement import Agreement
@@ -62,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=model_file,
         action="append",
         required=True,
         dest="checkpoints",
         metavar="FILE",
-        help="a model; given again, another one to compare with it",
+        help=f"a model's file, or {DEFAULT_MODEL}; given again, another one to compare with it",
     )
     add_split_bag_arguments(parser, "its validation part")
     add_label_file_argument(parser)

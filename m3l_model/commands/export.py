@@ -7,6 +7,8 @@ import argparse
 import re
 from pathlib import Path
 
+from m3l_model.shipped import DEFAULT_MODEL, model_file
+
 HELP = "write a model as an ONNX file"
 
 _EPILOG = """\
@@ -21,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument(
+        "--checkpoint",
+        type=model_file,
+        required=True,
+        metavar="FILE",
+        help=f"a model's file, or {DEFAULT_MODEL}",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, *.onnx")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="default: %(default)s")
     parser.add_argument("--size", type=image_size, metavar="HxW", help="fix the images' size, as in 480x640")

@@ -8,13 +8,20 @@ import sys
 from pathlib import Path
 
 from m3l_model.commands.bag_options import add_reading_arguments, open_bag
+from m3l_model.shipped import DEFAULT_MODEL, model_file
 
 HELP = "segment a bag as the node would, into a bag of masks, overlays and diagnostics beside the originals"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument(
+        "--checkpoint",
+        type=model_file,
+        required=True,
+        metavar="FILE",
+        help=f"a model's file, or {DEFAULT_MODEL}",
+    )
     parser.add_argument("--bag", type=Path, required=True, help="rosbag2 folder or file")
     parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="folder to create")
     parser.add_argument(

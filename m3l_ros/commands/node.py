@@ -10,7 +10,9 @@ HELP = "run the ROS 2 node that segments live images"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--checkpoint", metavar="FILE", help="model file; short for the parameter checkpoint")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="a model's file; short for the parameter checkpoint"
+    )
     parser.add_argument(
         "--ros-args",
         nargs=argparse.REMAINDER,

@@ -12,7 +12,9 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo
 
 from m3l_model.images import to_rgb
+from m3l_model.labels import LabelSet
 from m3l_model.predictor import Predictor
+from m3l_model.shipped import DEFAULT_MODEL
 
 PATIENT = [
     argument
@@ -120,6 +122,22 @@ def test_one_mask_per_frame_through_an_outage(
     assert (robot.diagnostics["skipped"], robot.diagnostics["dropped"]) == ("0", "0")
 
     exits_cleanly(node, signal.SIGINT)
+
+
+def test_node_that_was_told_nothing_runs_the_model_of_the_package(start_node, start_robot):
+    robot = start_robot()
+    node = start_node(*PATIENT)
+    robot.wait_until_ready("mask")
+    for index in range(3):
+        robot.publish(index, depth=index != 1)
+    masks = robot.wait_for_masks(3)
+
+    assert [stamp_ns(mask) for mask in masks] == stamps_of(range(3))
+    robot.wait_until(lambda: robot.heard["classes"], "the classes")
+    assert json.loads(robot.heard["classes"][0].data)["classes"] == list(LabelSet.load("nyu13").classes)
+    assert f"loaded {DEFAULT_MODEL}: 13 classes" in node.log
+
+    exits_cleanly(node, signal.SIGTERM)
 
 
 def test_compressed_images_in_a_namespace_by_one_remap(
