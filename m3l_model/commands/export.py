@@ -23,13 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument(
-        "--checkpoint",
-        type=model_file,
-        required=True,
-        metavar="FILE",
-        help=f"a model's file, or {DEFAULT_MODEL}",
-    )
+    parser.add_argument("--checkpoint", type=model_file, required=True, help=f"file, or {DEFAULT_MODEL}")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, *.onnx")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="default: %(default)s")
     parser.add_argument("--size", type=image_size, metavar="HxW", help="fix the images' size, as in 480x640")

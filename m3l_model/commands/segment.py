@@ -15,13 +15,7 @@ HELP = "segment a bag as the node would, into a bag of masks, overlays and diagn
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "--checkpoint",
-        type=model_file,
-        required=True,
-        metavar="FILE",
-        help=f"a model's file, or {DEFAULT_MODEL}",
-    )
+    parser.add_argument("--checkpoint", type=model_file, required=True, help=f"file, or {DEFAULT_MODEL}")
     parser.add_argument("--bag", type=Path, required=True, help="rosbag2 folder or file")
     parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="folder to create")
     parser.add_argument(
